@@ -1,0 +1,1 @@
+"""Twinline distils a slow cross-encoder into a fast twin encoder that runs in linear time."""

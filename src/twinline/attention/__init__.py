@@ -1,0 +1,27 @@
+"""How tokens mix: four kinds of bidirectional attention behind one signature.
+
+``ATTENTION[kind](spec)`` is an ``nn.Module`` called as ``module(q, k, v, mask)`` with
+
+- ``q, k, v``: ``(batch, heads, length, head_dim)``,
+- ``mask``: ``(batch, length)``, True where a token is real, or None when every token is,
+
+and returns ``(batch, heads, length, head_dim)``. What comes out at positions that are not real is
+finite and means nothing; a row without any real token is all zeros. A new kind is one file and one
+line in ``ATTENTION``.
+"""
+
+from torch import nn
+
+from .feature_maps import FEATURE_MAPS as FEATURE_MAPS
+from .hybrid import HybridAttention as HybridAttention
+from .lightning import LightningAttention
+from .linear import LinearAttention
+from .softmax import SoftmaxAttention
+from .spec import AttentionSpec as AttentionSpec
+
+ATTENTION: dict[str, type[nn.Module]] = {
+    "softmax": SoftmaxAttention,
+    "linear": LinearAttention,
+    "lightning": LightningAttention,
+    "hybrid": HybridAttention,
+}

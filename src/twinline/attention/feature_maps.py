@@ -1,0 +1,129 @@
+"""Feature maps: what linear attention puts in the place of ``exp(q·k)``.
+
+Each is an ``nn.Module`` over ``(batch, heads, length, head_dim)`` that returns non-negative
+``(batch, heads, length, features)``; ``map.features`` says how many. Queries and keys have a map
+each (untied): ``FEATURE_MAPS[name](spec, role)`` with role "query" or "key". A map starts with
+``scale = head_dim ** -0.25`` on both sides, so that products of features begin where softmax's
+``q·k / sqrt(head_dim)`` does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .spec import AttentionSpec
+
+LOG_GAIN_BOUND = 8.0
+"""Log of the largest gain of a key: ``exp(±8)`` spans seven decades and is safe in bfloat16."""
+
+
+class FeatureMap(nn.Module):
+    """What all maps share: how many features they make, and that they know how to start."""
+
+    def __init__(self, spec: AttentionSpec, role: str) -> None:
+        super().__init__()
+        self.heads, self.head_dim = spec.heads, spec.head_dim
+        self.role = role
+        self.scale = float(spec.head_dim**-0.25)
+        self.features = spec.head_dim
+
+    def reset(self) -> None:
+        """Put every parameter at its start (called by the model's ``_init_weights``)."""
+
+
+class Elu(FeatureMap):
+    """``elu(x) + 1`` (Katharopoulos et al., arXiv 2006.16236, eq. 7)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.elu(x * self.scale) + 1
+
+
+class Relu(FeatureMap):
+    """``relu(x)``, with a floor so that no denominator vanishes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x * self.scale) + 1e-3
+
+
+class Exp(FeatureMap):
+    """``exp(x)``, the exponent bounded smoothly so that bfloat16 sums stay finite."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.exp(LOG_GAIN_BOUND * torch.tanh(x * (self.scale / LOG_GAIN_BOUND)))
+
+
+class Hedgehog(FeatureMap):
+    """``[softmax(Wx), softmax(-Wx)]`` with W per head (Zhang et al., arXiv 2402.04347, sec. 4.2).
+
+    W starts at the identity times ``scale``; directions beyond head_dim start as random
+    orthonormal rotations of it, the same in every layer and for both roles so that q and k agree.
+    """
+
+    def __init__(self, spec: AttentionSpec, role: str) -> None:
+        super().__init__(spec, role)
+        self.directions = spec.feature_dim or spec.head_dim
+        self.features = 2 * self.directions
+        self.weight = nn.Parameter(torch.empty(self.heads, self.head_dim, self.directions))
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        parts = [torch.eye(self.head_dim)]
+        while len(parts) * self.head_dim < self.directions:
+            noise = torch.randn(self.head_dim, self.head_dim, generator=generator)
+            parts.append(torch.linalg.qr(noise).Q)
+        start = torch.cat(parts, dim=1)[:, : self.directions] * self.scale
+        self.weight.copy_(start.expand_as(self.weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        signed = x @ self.weight.to(x.dtype)  # (batch, heads, length, directions)
+        return torch.cat([signed.softmax(-1), (-signed).softmax(-1)], dim=-1)
+
+
+class Gated(Hedgehog):
+    """Hedgehog with what its softmax throws away: how much a key weighs in all.
+
+    ``phi(k) = exp(g(k)) softmax([Wk + c, -Wk + d])`` with a learned log-gain ``g(k) = u·k + e``
+    per head. In softmax attention a key's total pull, ``E_q exp(q·k)``, differs by orders of
+    magnitude between keys ([CLS] and [SEP] take most of it); hedgehog gives every key the same.
+    The gain of a query cancels in linear attention's quotient, so queries have none.
+    """
+
+    def __init__(self, spec: AttentionSpec, role: str) -> None:
+        FeatureMap.__init__(self, spec, role)
+        self.directions = spec.feature_dim or spec.head_dim
+        self.features = 2 * self.directions
+        self.weight = nn.Parameter(torch.empty(self.heads, self.head_dim, self.directions))
+        self.bias = nn.Parameter(torch.empty(self.heads, 1, self.features))
+        if role == "key":
+            self.gain = nn.Parameter(torch.empty(self.heads, self.head_dim, 1))
+            self.log_gain = nn.Parameter(torch.empty(self.heads, 1, 1))
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        super().reset()
+        self.bias.zero_()
+        if self.role == "key":
+            self.gain.zero_()
+            self.log_gain.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        signed = x @ self.weight.to(x.dtype)  # (batch, heads, length, directions)
+        phi = (torch.cat([signed, -signed], dim=-1) + self.bias.to(x.dtype)).softmax(-1)
+        if self.role != "key":
+            return phi
+        log_gain = x @ self.gain.to(x.dtype) + self.log_gain.to(x.dtype)
+        return phi * torch.exp(LOG_GAIN_BOUND * torch.tanh(log_gain / LOG_GAIN_BOUND))
+
+
+FEATURE_MAPS: dict[str, type[FeatureMap]] = {
+    "elu": Elu,
+    "relu": Relu,
+    "exp": Exp,
+    "hedgehog": Hedgehog,
+    "gated": Gated,
+}

@@ -1,0 +1,143 @@
+"""Texts to token ids, and token ids to batches: by token count, under a budget, in a known order."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import TwinlineError
+
+Key = TypeVar("Key", bound=Hashable)
+
+GROUP = 16
+"""Shuffled batches that are sorted by length among themselves: enough to nearly end padding, few
+enough that a batch is still a random draw of its lengths."""
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The folder's tokenizer, with no length limit and no truncation of its own left in it."""
+    from transformers import AutoTokenizer
+    from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise TwinlineError(f"{folder} has no tokenizer that can be read: {error}") from error
+    # Many checkpoints ship a stored truncation (all-MiniLM-L6-v2's is 128 tokens) that other
+    # programs would apply without a word.
+    tokenizer.model_max_length = VERY_LARGE_INTEGER
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    return tokenizer
+
+
+def clean(text: str) -> str:
+    """``text`` with lone surrogates, which no tokenizer can read, as U+FFFD."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str], others: Sequence[str] | None = None) -> list[list[int]]:
+    """Token ids of every text (or pair of texts), special tokens included, nothing cut."""
+    if not texts:
+        return []
+    pair = None if others is None else [clean(t) for t in others]
+    made = tokenizer(
+        [clean(t) for t in texts], pair, truncation=False, padding=False,
+        return_attention_mask=False, return_token_type_ids=False, verbose=False,
+    )  # fmt: skip
+    ids: list[list[int]] = made["input_ids"]
+    return ids
+
+
+def pad(ids: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """One batch of token ids, padded on the right: ids and mask, both (batch, length)."""
+    length = max(1, max(map(len, ids), default=1))
+    padded = torch.full((len(ids), length), pad_id, dtype=torch.long)
+    mask = torch.zeros(len(ids), length, dtype=torch.bool)
+    for row, tokens in enumerate(ids):
+        padded[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+        mask[row, : len(tokens)] = True
+    return padded, mask
+
+
+def distinct(items: Sequence[Key]) -> tuple[list[int], list[int]]:
+    """Where each distinct item first stands, and for every item which of those it is.
+
+    Request-level batching (arXiv 2511.06077, sec. 3.3): what several pairs share is encoded once.
+    """
+    first: dict[Key, int] = {}
+    where: list[int] = []
+    which = []
+    for place, item in enumerate(items):
+        if item not in first:
+            first[item] = len(where)
+            where.append(place)
+        which.append(first[item])
+    return where, which
+
+
+def budget_batches(
+    counts: Sequence[int], max_tokens: int, max_texts: int | None = None
+) -> list[list[int]]:
+    """Indices of texts in batches of at most ``max_tokens`` padded tokens, longest first.
+
+    Texts are sorted by token count, so that little of a batch is padding. A text above the budget
+    has a batch to itself.
+    """
+    if max_tokens < 1:
+        raise TwinlineError(f"max_batch_tokens must be at least 1, not {max_tokens}.")
+    if max_texts is not None and max_texts < 1:
+        raise TwinlineError(f"batch_size must be at least 1, not {max_texts}.")
+    order = sorted(range(len(counts)), key=lambda i: (-counts[i], i))
+    batches: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        fit = max(1, max_tokens // max(1, counts[order[start]]))
+        stop = start + min(fit, max_texts or fit)
+        batches.append(order[start:stop])
+        start = stop
+    return batches
+
+
+class ShuffledBatches:
+    """Training batches of ``size`` items, shuffled anew each epoch, of similar length inside.
+
+    ``batches[number]`` is a function of the seed and the number alone. Every epoch reads each item
+    once; a last batch may be smaller.
+    """
+
+    def __init__(self, counts: Sequence[int], size: int, seed: int) -> None:
+        if not len(counts):
+            raise TwinlineError("There is nothing to train on: the data has no rows.")
+        self.counts, self.size, self.seed = np.asarray(counts), size, seed
+        self.per_epoch = -(-len(counts) // size)
+        self.epoch = lru_cache(maxsize=2)(self._epoch)
+
+    def __getitem__(self, number: int) -> list[int]:
+        return self.epoch(number // self.per_epoch)[number % self.per_epoch]
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        random = np.random.default_rng((self.seed, epoch))
+        order = random.permutation(len(self.counts))
+        batches: list[list[int]] = []
+        for start in range(0, len(order), self.size * GROUP):
+            group = order[start : start + self.size * GROUP]
+            group = group[np.argsort(self.counts[group], kind="stable")]
+            cut = [group[i : i + self.size].tolist() for i in range(0, len(group), self.size)]
+            # Only the very last batch may be short, so that equal steps mean equal pairs.
+            short = cut.pop() if len(cut[-1]) < self.size else None
+            random.shuffle(cut)
+            batches += cut + ([short] if short else [])
+        return batches

@@ -1,0 +1,376 @@
+"""A pretrained softmax encoder becomes a ``TwinlineModel``: its weights, then its attention.
+
+``convert`` copies the weights; ``transfer`` trains only what the new attention added, until every
+layer's output matches the softmax layer's on unlabelled text. No label is seen by either.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .attention import HybridAttention
+from .attention.linear import linear_attention
+from .attention.softmax import softmax_attention
+from .batching import ShuffledBatches, load_tokenizer, pad, token_ids
+from .errors import TwinlineError
+from .files import fingerprint
+from .loop import Batch, Run, train
+from .model import TwinlineConfig, TwinlineModel
+from .options import LoopOptions, TransferOptions
+from .sources import find_model, read_config
+
+
+@dataclass(frozen=True)
+class Names:
+    """Where a checkpoint kind keeps what we need; ``{i}`` is the layer's number."""
+
+    layer: str
+    """Prefix of a layer."""
+    qkv: tuple[str, str, str]
+    out: str
+    attention_norm: str
+    up: str
+    down: str
+    norm: str
+    prefix: str
+    """What a checkpoint with a task head puts before every name."""
+    config: dict[str, str]
+    """Our option -> the checkpoint's, where the names differ."""
+    positions_after_pad: bool = False
+    """Positions start at pad_token_id + 1: the rows before are no positions."""
+
+
+BERT = Names(
+    layer="encoder.layer.{i}.",
+    qkv=("attention.self.query", "attention.self.key", "attention.self.value"),
+    out="attention.output.dense",
+    attention_norm="attention.output.LayerNorm",
+    up="intermediate.dense",
+    down="output.dense",
+    norm="output.LayerNorm",
+    prefix="bert.",
+    config={},
+)
+ROBERTA = Names(**{**vars(BERT), "prefix": "roberta.", "positions_after_pad": True})
+DISTILBERT = Names(
+    layer="transformer.layer.{i}.",
+    qkv=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+    out="attention.out_lin",
+    attention_norm="sa_layer_norm",
+    up="ffn.lin1",
+    down="ffn.lin2",
+    norm="output_layer_norm",
+    prefix="distilbert.",
+    config={
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+        "hidden_act": "activation",
+        "hidden_dropout_prob": "dropout",
+    },
+)
+CONVERTIBLE = {
+    "bert": BERT,
+    "roberta": ROBERTA,
+    "xlm-roberta": ROBERTA,
+    "camembert": ROBERTA,
+    "distilbert": DISTILBERT,
+}
+TAKEN_OVER = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "initializer_range",
+    "layer_norm_eps",
+    "pad_token_id",
+)
+
+
+def convert(name_or_path: str | Path, attention: str = "linear", **options: Any) -> TwinlineModel:
+    """A pretrained encoder with its weights kept and its attention replaced.
+
+    Args:
+        name_or_path: a BERT, RoBERTa, XLM-R or DistilBERT checkpoint, or one that twinline saved.
+        attention: "softmax" (outputs equal the original's), "linear", "lightning" or "hybrid".
+        options: any other option of ``TwinlineConfig``. Pooling and normalisation are taken from
+            the folder's sentence-transformers files where it has them, else mean and none.
+    Returns: the model in eval mode; new parameters are at their start until ``transfer``.
+    Raises: TwinlineError if the model is not found, unreadable or of a type not convertible.
+    """
+    folder = find_model(name_or_path)
+    source = read_config(folder)
+    kind = source.get("model_type")
+    if kind == TwinlineConfig.model_type:
+        return reconvert(folder, attention, options)
+    names = CONVERTIBLE.get(kind)
+    if names is None:
+        raise TwinlineError(
+            f"A model of type {kind!r} ({folder}) cannot be converted; those that can: "
+            f"{', '.join(CONVERTIBLE)}, {TwinlineConfig.model_type}."
+        )
+    if source.get("position_embedding_type", "absolute") != "absolute":
+        raise TwinlineError(f"{folder} has relative positions; only absolute ones are converted.")
+    tensors = read_tensors(folder, names.prefix)
+    taken = {
+        ours: source[theirs]
+        for ours in TAKEN_OVER
+        if (theirs := names.config.get(ours, ours)) in source
+    }
+    table = tensors.pop("embeddings.position_embeddings.weight")
+    if names.positions_after_pad:
+        table = table[source.get("pad_token_id", 1) + 1 :]
+    types = tensors.pop("embeddings.token_type_embeddings.weight", None)
+    if types is None:
+        types = torch.zeros(1, table.shape[1])
+    taken |= {"position_table": len(table), "type_vocab_size": len(types)}
+    config = TwinlineConfig(attention=attention, **{**taken, **stock_pooling(folder), **options})
+    config.name_or_path = str(folder)
+    model = TwinlineModel(config)
+    state = {
+        "embeddings.word.weight": tensors.pop("embeddings.word_embeddings.weight"),
+        "embeddings.position.weight": table,
+        "embeddings.token_type.weight": types,
+        "embeddings.norm.weight": tensors.pop("embeddings.LayerNorm.weight"),
+        "embeddings.norm.bias": tensors.pop("embeddings.LayerNorm.bias"),
+    }
+    for i in range(config.num_hidden_layers):
+        theirs = names.layer.format(i=i)
+        for part in ("weight", "bias"):
+            projections = [tensors.pop(f"{theirs}{name}.{part}") for name in names.qkv]
+            state[f"layers.{i}.qkv.{part}"] = torch.cat(projections)
+            for ours in ("out", "attention_norm", "up", "down", "norm"):
+                name = f"{theirs}{getattr(names, ours)}.{part}"
+                state[f"layers.{i}.{ours}.{part}"] = tensors.pop(name)
+    load_state(model, state, folder)
+    return model.eval()
+
+
+def reconvert(folder: Path, attention: str, options: dict[str, Any]) -> TwinlineModel:
+    """A twinline model with another attention: what both kinds have is kept."""
+    old = TwinlineModel.from_pretrained(folder)
+    kept = {k: v for k, v in old.config.to_diff_dict().items() if k not in ("model_type", "dtype")}
+    config = TwinlineConfig(**{**kept, **options, "attention": attention})
+    config.name_or_path = str(folder)
+    model = TwinlineModel(config)
+    ours = model.state_dict()
+    state = {
+        name: tensor
+        for name, tensor in old.state_dict().items()
+        if name in ours and ours[name].shape == tensor.shape
+    }
+    load_state(model, state, folder)
+    return model.eval()
+
+
+def load_state(model: TwinlineModel, state: dict[str, Tensor], folder: Path) -> None:
+    """Load ``state``; only what the new attention added may stay at its start."""
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    lacking = [name for name in missing if ".attention." not in name]
+    if lacking or unexpected:
+        raise TwinlineError(
+            f"The checkpoint {folder} lacks {lacking[:3]} or has unknown {unexpected[:3]} tensors."
+        )
+
+
+def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, in fp32, without a task head's prefix."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    files = sorted(folder.glob("*.safetensors"))
+    legacy = folder / "pytorch_model.bin"
+    try:
+        tensors: dict[str, Tensor] = {}
+        for file in files:
+            tensors |= load_file(file)
+        if not files and legacy.is_file():
+            tensors = torch.load(legacy, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError) as error:
+        raise TwinlineError(f"The weights in {folder} cannot be read: {error}") from error
+    if not tensors:
+        raise TwinlineError(f"{folder} holds no weights (model.safetensors).")
+    return {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items()}
+
+
+def stock_pooling(folder: Path) -> dict[str, Any]:
+    """Pooling and normalisation as the folder's sentence-transformers files declare them."""
+    modules = folder / "modules.json"
+    if not modules.is_file():
+        return {"pooling": "mean", "normalize": False}
+    kinds = {m["type"].rsplit(".", 1)[-1]: m["path"] for m in json.loads(modules.read_text())}
+    chosen = "mean"
+    if "Pooling" in kinds:
+        modes = json.loads((folder / kinds["Pooling"] / "config.json").read_text())
+        on = [k.removeprefix("pooling_mode_") for k, v in modes.items()
+              if k.startswith("pooling_mode_") and v is True]  # fmt: skip
+        on = on or [str(modes.get("pooling_mode", "mean"))]
+        known = {"mean_tokens": "mean", "cls_token": "cls", "mean": "mean", "cls": "cls"}
+        if len(on) != 1 or on[0] not in known:
+            raise TwinlineError(
+                f"{folder} pools by {', '.join(on)}; mean and cls are known: give pooling=."
+            )
+        chosen = known[on[0]]
+    return {"pooling": chosen, "normalize": "Normalize" in kinds}
+
+
+def transfer(
+    model: TwinlineModel,
+    texts: Sequence[str],
+    options: TransferOptions | None = None,
+    *,
+    tokenizer: Any = None,
+    folder: Path | None = None,
+    show_progress: bool | None = None,
+) -> Run:
+    """Train what the new attention added until each layer's output matches softmax's, in place.
+
+    Every layer reads what the softmax layers below it made (teacher forcing), and its loss is
+    ``‖attention − softmax‖² / ‖softmax‖²`` over real tokens, after the output projection (Hedgehog,
+    arXiv 2402.04347, sec. 4.2, matches weights instead). The pretrained weights do not change.
+
+    Args:
+        texts: unlabelled; tokenised with ``tokenizer`` or the one of ``model.name_or_path``.
+        folder: checkpoints and ``metrics.jsonl``; a run found there goes on.
+    Raises: TwinlineError if there is no text.
+    """
+    options = options or TransferOptions()
+    added = [p for n, p in model.named_parameters() if ".attention." in n]
+    if not added or not options.steps:  # softmax, elu, relu and exp learn nothing
+        return Run()
+    tokenizer = tokenizer or load_tokenizer(model.name_or_path)
+    table = model.config.position_table
+    if not texts:
+        raise TwinlineError("Attention transfer needs text: the source has no line of it.")
+    ids = [row for row in token_ids(tokenizer, texts)]
+    cut = [row[i : i + table] for row in ids for i in range(0, len(row), table)]
+    joined = stretch(ids, min(options.stretch_tokens, table))
+    singles = ShuffledBatches([len(row) for row in cut], options.texts, options.seed)
+    tokens = sum(map(len, cut)) / len(cut) * options.texts
+    longs = ShuffledBatches(
+        [len(row) for row in joined], max(1, round(tokens / len(joined[0]))), options.seed
+    )
+
+    def batch_at(step: int) -> Batch:
+        random = np.random.default_rng((options.seed, step))
+        if random.random() < options.stretches:
+            rows = [joined[i] for i in longs[step]]
+            shift = int(random.integers(max(1, len(rows[0]) // 2)))  # blocks start anywhere
+            rows = [row[shift:] for row in rows]
+        else:
+            rows = [cut[i] for i in singles[step]]
+        block = max(1, model.config.block_size // int(random.choice([1, 1, 2, 4])))
+        alone = step < options.alone * options.steps
+        inputs = (*pad(rows, model.config.pad_token_id), block, alone)
+        return Batch(inputs, pairs=len(rows), tokens=sum(map(len, rows)))
+
+    def loss(layers: TwinlineModel, inputs: tuple[Tensor, Tensor, int, bool]) -> Tensor:
+        ids, mask, block, alone = inputs
+        device = model.device
+        return transfer_loss(layers, ids.to(device), mask.to(device), options.mass, block, alone)
+
+    trainable = {name: p.requires_grad for name, p in model.named_parameters()}
+    dropout = model.config.hidden_dropout_prob
+    set_dropout(model, 0.0)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trainable[name] and ".attention." in name)
+    try:
+        return train(
+            model, batch_at, loss,
+            LoopOptions(
+                steps=options.steps, learning_rate=options.learning_rate, warmup=0.05,
+                weight_decay=0.0, checkpoint_every=options.checkpoint_every, seed=options.seed,
+            ),
+            folder=folder,
+            identity={"transfer": vars(options), "model": model.config.to_diff_dict(),
+                      "texts": fingerprint(texts)},
+            title=f"attention transfer ({model.config.attention})",
+            show_progress=show_progress,
+        )  # fmt: skip
+    finally:
+        set_dropout(model, dropout)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trainable[name])
+
+
+def set_dropout(model: TwinlineModel, probability: float) -> None:
+    """Set every dropout of the model."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+
+
+def stretch(ids: Sequence[Sequence[int]], length: int) -> list[list[int]]:
+    """Texts joined in their order and cut to ``length`` tokens each; one shorter if need be."""
+    flow = [token for row in ids for token in row]
+    whole = [flow[i : i + length] for i in range(0, len(flow) - length + 1, length)]
+    return whole or [flow]
+
+
+def transfer_loss(
+    model: TwinlineModel, ids: Tensor, real: Tensor, mass: float, block: int, alone: bool
+) -> Tensor:
+    """Mean over layers of the relative squared error; see ``transfer``.
+
+    For ``hybrid``, in blocks of ``block`` tokens, ``mass`` times the squared error of the log-odds
+    of the softmax mass outside a token's own block is added: identity-initialised maps give the
+    linear branch far too little of it. With ``alone`` its maps are trained as linear attention.
+    """
+    mask = None if bool(real.all()) else real
+    weights = real[:, :, None].to(torch.float32)  # (b, n, 1)
+    losses = []
+    with torch.no_grad():
+        x = model.embeddings(ids, real, None)
+    for layer in model.layers:
+        with torch.no_grad():
+            q, k, v = layer.split(x)
+            exact = softmax_attention(q, k, v, mask)  # (b, h, n, d)
+            target = layer.project(exact)
+            scale = (target.square() * weights).sum()
+        attention = layer.attention
+        if not isinstance(attention, HybridAttention):
+            mixed = attention(q, k, v, mask)
+        elif alone:
+            mixed = linear_attention(attention.q_map(q), attention.k_map(k), v, mask)
+        else:
+            mixed, log_odds = attention.attend(q, k, v, mask, block)
+            with torch.no_grad():
+                wanted, some = outside(q, k, real, block, model.config.neighbours)
+            error = torch.where(some, log_odds - wanted, 0.0).square()  # (b, h, n)
+            losses.append(mass * error.sum() / some.expand_as(error).sum().clamp_min(1))
+        error = (layer.project(mixed) - target).square() * weights
+        losses.append(error.sum() / scale)
+        with torch.no_grad():
+            x = layer.after_attention(x, target)
+    return torch.stack(losses).sum() / len(model.layers)
+
+
+def outside(
+    q: Tensor, k: Tensor, real: Tensor, block: int, neighbours: int
+) -> tuple[Tensor, Tensor]:
+    """Softmax's log-odds of attending outside the near blocks, and where there is an outside.
+
+    Both (batch, heads or 1, length), from ``q, k`` (batch, heads, length, head_dim) of texts padded
+    on the right.
+    """
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (b, h, n, n)
+    number = torch.arange(q.shape[2], device=q.device) // block
+    near = ((number[:, None] - number).abs() <= neighbours)[None, None]  # (1, 1, n, n)
+    key = real[:, None, None, :]
+    low = torch.finfo(scores.dtype).min
+    log_near = scores.masked_fill(~(near & key), low).logsumexp(-1)
+    log_far = scores.masked_fill(~(~near & key), low).logsumexp(-1)
+    some = (~near & key).any(-1) & real[:, None, :]
+    return log_far - log_near, some

@@ -1,0 +1,98 @@
+"""How good a scorer of pairs is, and what the linear branch of a hybrid does for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .attention import HybridAttention
+from .data import Pairs
+from .encoder import Encoder
+from .errors import TwinlineError
+from .model import TwinlineModel
+from .statistics import Correlation, correlation
+from .teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A scorer's correlations with the labels of one split."""
+
+    pearson: Correlation
+    spearman: Correlation
+    scores: NDArray[np.float64]
+    """What was predicted, (pairs,): for paired differences."""
+
+
+def evaluate(scorer: Encoder | Teacher, pairs: Pairs, resamples: int = 2000) -> Evaluation:
+    """Pearson and Spearman with 95 % bootstrap intervals.
+
+    Raises: TwinlineError if the pairs have no scores or all the same one.
+    """
+    if pairs.score is None:
+        raise TwinlineError(f"{pairs.name} has no scores to evaluate against.")
+    if isinstance(scorer, Teacher):
+        scores = scorer.predict(list(zip(pairs.sentence1, pairs.sentence2, strict=True)))
+    else:
+        scores = np.asarray(scorer.score(pairs.sentence1, pairs.sentence2), dtype=np.float64)
+    return Evaluation(
+        correlation(scores, pairs.score, "pearson", resamples),
+        correlation(scores, pairs.score, "spearman", resamples),
+        scores,
+    )
+
+
+def hybrids(model: TwinlineModel) -> list[HybridAttention]:
+    """The model's hybrid attentions, layer by layer.
+
+    Raises: TwinlineError if it has none.
+    """
+    found = [layer.attention for layer in model.layers]
+    if not all(isinstance(attention, HybridAttention) for attention in found):
+        raise TwinlineError(f"A model with {model.config.attention} attention has no hybrid layer.")
+    return found
+
+
+@contextmanager
+def far_off(model: TwinlineModel) -> Iterator[None]:
+    """Inside the block, the linear branch of a hybrid is switched off."""
+    attentions = hybrids(model)
+    for attention in attentions:
+        attention.far = False
+    try:
+        yield
+    finally:
+        for attention in attentions:
+            attention.far = True
+
+
+def far_share(encoder: Encoder, texts: Sequence[str]) -> list[float]:
+    """Per layer, the mean share of the denominator that the linear branch of a hybrid holds.
+
+    The mean runs over the texts' real tokens and all heads.
+    """
+    attentions = hybrids(encoder.model)
+    sums = np.zeros((len(attentions), 2))
+
+    def watch(number: int) -> Any:
+        def hook(attention: HybridAttention, inputs: tuple[Any, ...], output: Any) -> None:
+            q, k, v, mask = inputs
+            share = torch.sigmoid(attention.attend(q, k, v, mask)[1])  # (batch, heads, length)
+            real = torch.ones_like(share) if mask is None else mask[:, None].expand_as(share)
+            sums[number] += [float((share * real).sum()), float(real.sum())]
+
+        return hook
+
+    handles = [a.register_forward_hook(watch(i)) for i, a in enumerate(attentions)]
+    try:
+        encoder.encode(list(texts))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [float(s) for s in sums[:, 0] / np.maximum(sums[:, 1], 1)]

@@ -1,0 +1,148 @@
+"""Files and folders that appear whole or not at all."""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import TwinlineError
+
+_REASONS = {
+    errno.ENOSPC: "no space is left on the device; free some or choose another place",
+    errno.EDQUOT: "the disk quota is used up; free some space or choose another place",
+    errno.EACCES: "permission is denied; choose a place you may write to",
+    errno.EPERM: "permission is denied; choose a place you may write to",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another path",
+    errno.EEXIST: "a file stands where a folder is needed; choose another path",
+    errno.EISDIR: "a folder stands where a file is needed; choose another path",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+}
+
+
+def writable_folder(path: str | Path, option: str) -> Path:
+    """Say early whether a folder can be written at ``path``; makes nothing.
+
+    Meant for the start of long work, so that ``option`` is refused before hours are spent.
+
+    Returns:
+        The absolute path, ``~`` and links resolved.
+
+    Raises:
+        TwinlineError: ``path``, or what stands above it, is a file or may not be written to.
+    """
+    folder = _absolute(path)
+    # Not Path.exists, which raises where a parent may not be looked into.
+    standing = next(place for place in (folder, *folder.parents) if os.path.exists(place))
+    if not standing.is_dir():
+        raise TwinlineError(f"{option}: {standing} is a file; name a folder instead.")
+    if not os.access(standing, os.W_OK | os.X_OK):
+        raise TwinlineError(f"{option}: {standing} may not be written to; name another folder.")
+    return folder
+
+
+@contextmanager
+def whole_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``path`` only when the block ends well.
+
+    On any error, an interrupt included, it is removed and what stood at ``path`` is as before.
+    A folder that stands there is replaced if it is empty, if it holds a ``config.json`` (so it
+    is one of ours), or if ``replace`` is true.
+
+    Raises:
+        TwinlineError: ``path`` is a file or somebody else's folder, or the block or the move
+            into place met an ``OSError``.
+    """
+    target = _absolute(path)
+    partial = _beside(target, "partial")
+    try:
+        _refuse_foreign(target, replace)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+        _move_over(partial, target)
+    except OSError as error:
+        raise _unwritten(target, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or all of the new; text as UTF-8.
+
+    Raises:
+        TwinlineError: the file cannot be written.
+    """
+    target = _absolute(path)
+    partial = _beside(target, "partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(partial, target)
+    except OSError as error:
+        raise _unwritten(target, error) from error
+    finally:
+        _remove_file(partial)
+
+
+def fingerprint(parts: Iterable[str | bytes]) -> str:
+    """A hash of texts in their order: equal for equal content on every machine."""
+    digest = hashlib.sha256()
+    for part in parts:
+        raw = part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass")
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()[:32]
+
+
+def _absolute(path: str | Path) -> Path:
+    # Links are followed, so that the folder behind a link is exchanged and not the link.
+    return Path(path).expanduser().resolve()
+
+
+def _beside(target: Path, what: str) -> Path:
+    """A hidden sibling: the same file system, so that a rename moves it."""
+    return target.with_name(f".{target.name}.{what}-{os.getpid()}")
+
+
+def _refuse_foreign(target: Path, replace: bool) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise TwinlineError(f"{target} is a file; name a folder that is new or empty.")
+    if replace or (target / "config.json").exists():
+        return
+    if any(target.iterdir()):
+        raise TwinlineError(
+            f"{target} holds files that are not ours and was left alone; name a folder that is "
+            "new or empty."
+        )
+
+
+def _move_over(partial: Path, target: Path) -> None:
+    old = _beside(target, "old")
+    try:
+        if target.exists():
+            os.replace(target, old)
+        os.replace(partial, target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_file(path: Path) -> None:
+    # Not Path.unlink(missing_ok=True): below a file it raises NotADirectoryError.
+    if path.is_file():
+        path.unlink()
+
+
+def _unwritten(target: Path, error: OSError) -> TwinlineError:
+    reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+    culprit = error.filename
+    place = f" (at {culprit})" if culprit and not str(culprit).startswith(str(target)) else ""
+    return TwinlineError(f"Could not write {target}{place}: {reason}.")

@@ -1,0 +1,235 @@
+"""The one training loop: attention transfer, teachers and students all run through it.
+
+What a step reads is a function of its number (``batch_at(step)``), and its random draws (dropout)
+are seeded by its number, so a run that was killed and resumed from its last checkpoint goes on to
+exactly the same weights as one that never stopped. Runs under ``accelerate``: one process here,
+``accelerate launch`` for many.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from .errors import TwinlineError
+from .files import writable_folder, write_whole
+from .options import LoopOptions
+from .progress import Progress
+
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one call of the loss reads, and what it costs."""
+
+    inputs: Any
+    pairs: int
+    """Pairs (or texts, where no pairs are read) in it."""
+    tokens: int
+    """Real tokens in it."""
+
+
+@dataclass
+class Record:
+    """One line of the metrics log."""
+
+    step: int
+    pairs: int
+    tokens: int
+    seconds: float
+    loss: float
+    learning_rate: float
+    validation: float | None = None
+    """What ``evaluate`` returned: validation Pearson for students and teachers."""
+
+
+@dataclass
+class Run:
+    """Where a loop stands: what a checkpoint keeps beside weights and optimiser state."""
+
+    step: int = 0
+    pairs: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
+    """Evaluations since the best."""
+    stopped: bool = False
+    log: list[Record] = field(default_factory=list)
+
+
+def learning_rate(options: LoopOptions, step: int) -> float:
+    """The rate of step number ``step`` (from 0): a linear rise, then a fall to 0 or none."""
+    rise = max(1, round(options.warmup * options.steps))
+    if step < rise:
+        return options.learning_rate * (step + 1) / rise
+    if options.schedule == "constant":
+        return options.learning_rate
+    return options.learning_rate * (options.steps - step) / max(1, options.steps - rise)
+
+
+def optimiser(module: nn.Module, options: LoopOptions) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; vectors and scalars are not decayed."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=options.learning_rate)
+
+
+def train(
+    module: nn.Module,
+    batch_at: Callable[[int], Batch],
+    loss: Callable[[nn.Module, Any], Tensor],
+    options: LoopOptions,
+    *,
+    folder: Path | None = None,
+    identity: dict[str, Any] | None = None,
+    evaluate: Callable[[], float] | None = None,
+    title: str = "training",
+    show_progress: bool | None = None,
+) -> Run:
+    """Train ``module``'s trainable parameters in place.
+
+    Args:
+        batch_at: the batch of micro-step ``step * accumulate + i``; must depend on nothing else.
+        loss: a scalar from the (wrapped) module and a batch's inputs.
+        folder: keeps ``checkpoint/`` and ``metrics.jsonl``; a run found there goes on.
+        identity: what makes this run this run; a checkpoint with another identity is refused.
+        evaluate: higher is better; called on the module in eval mode, without gradients.
+    Returns: the finished run, with the metrics log.
+    Raises: TwinlineError if ``folder`` holds another run's checkpoint or the loss is not finite.
+    """
+    accelerator = Accelerator(mixed_precision="bf16" if options.precision == "bf16" else "no")
+    wrapped, optim = accelerator.prepare(module, optimiser(module, options))
+    identity = {"options": asdict(options), **(identity or {})}
+    keeper = Keeper(folder, module, optim, identity) if folder else None
+    run, best = keeper.resume() if keeper else (Run(), None)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+
+    with Progress(title, total=options.steps, done=run.step, show=show_progress) as progress:
+        while run.step < options.steps and not run.stopped:
+            started = time.perf_counter()
+            rate = learning_rate(options, run.step)
+            for group in optim.param_groups:
+                group["lr"] = rate
+            torch.manual_seed((options.seed << 32) + run.step * accelerator.num_processes
+                              + accelerator.process_index)  # fmt: skip
+            wrapped.train()
+            total = 0.0
+            for micro in range(options.accumulate):
+                number = run.step * options.accumulate + micro
+                batch = batch_at(number * accelerator.num_processes + accelerator.process_index)
+                with accelerator.autocast():
+                    value = loss(wrapped, batch.inputs) / options.accumulate
+                accelerator.backward(value)
+                total += float(value.detach())
+                run.pairs += batch.pairs * accelerator.num_processes
+                run.tokens += batch.tokens * accelerator.num_processes
+            if total != total or total in (float("inf"), float("-inf")):
+                raise TwinlineError(
+                    f"The loss became {total} at step {run.step + 1} of {title}: lower "
+                    "learning_rate, or look for a score in the data that is not a number."
+                )
+            accelerator.clip_grad_norm_(parameters, options.max_grad_norm)
+            optim.step()
+            optim.zero_grad(set_to_none=True)
+            run.step += 1
+            run.seconds += time.perf_counter() - started
+            record = Record(run.step, run.pairs, run.tokens, run.seconds, total, rate)
+            last = run.step == options.steps
+            due = last or (options.evaluate_every and run.step % options.evaluate_every == 0)
+            if evaluate is not None and due:
+                wrapped.eval()
+                with torch.no_grad():
+                    record.validation = evaluate()
+                if run.best is None or record.validation > run.best:
+                    run.best, run.best_step, run.stale = record.validation, run.step, 0
+                    best = {n: p.detach().clone() for n, p in trained(module)}
+                else:
+                    run.stale += 1
+                    run.stopped = 0 < options.patience <= run.stale
+            run.log.append(record)
+            progress.advance(loss=total, validation=run.best)
+            checkpoint = last or run.stopped or run.step % options.checkpoint_every == 0
+            if keeper and checkpoint and accelerator.is_main_process:
+                keeper.keep(run, best)
+    if best is not None and options.keep_best:
+        load(module, best)
+    module.eval()
+    return run
+
+
+def trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The trainable parameters, by name: all that a loop changes."""
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+
+
+@torch.no_grad()
+def load(module: nn.Module, weights: Weights) -> None:
+    """Put ``weights`` back into the trainable parameters."""
+    for name, parameter in trained(module):
+        parameter.copy_(weights[name])
+
+
+class Keeper:
+    """Writes and reads a run's folder.
+
+    ``checkpoint.pt`` (weights, optimiser, metrics, state) is one file, exchanged by a rename, so a
+    kill at any moment leaves the last whole one; ``metrics.jsonl`` is written from it.
+    """
+
+    def __init__(
+        self, folder: Path, module: nn.Module, optim: Any, identity: dict[str, Any]
+    ) -> None:
+        self.folder, self.module, self.optim = writable_folder(folder, "folder"), module, optim
+        self.identity = json.loads(json.dumps(identity, default=str))
+        self.checkpoint = self.folder / "checkpoint.pt"
+
+    def resume(self) -> tuple[Run, Weights | None]:
+        """The run as its checkpoint has it, and its best weights; a new one if there is none."""
+        if not self.checkpoint.exists():
+            return Run(), None
+        try:
+            kept = torch.load(self.checkpoint, weights_only=True)
+        except Exception as error:  # torch.load raises many kinds for a damaged file
+            raise TwinlineError(
+                f"{self.checkpoint} cannot be read ({error}): remove it to start again."
+            ) from error
+        ours, theirs = self.identity, kept["identity"]
+        if keys := sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)):
+            raise TwinlineError(
+                f"{self.folder} holds a run with other settings ({', '.join(keys)}): "
+                "name another folder, or remove this one to start again."
+            )
+        load(self.module, kept["last"])
+        self.optim.load_state_dict(kept["optimiser"])
+        return Run(**{**kept["run"], "log": [Record(**line) for line in kept["log"]]}), kept["best"]
+
+    def keep(self, run: Run, best: Weights | None) -> None:
+        whole = {
+            "identity": self.identity,
+            "run": {k: v for k, v in vars(run).items() if k != "log"},
+            "log": [vars(record) for record in run.log],
+            "last": {name: p.detach() for name, p in trained(self.module)},
+            "best": best,
+            "optimiser": self.optim.state_dict(),
+        }
+        buffer = io.BytesIO()
+        torch.save(whole, buffer)
+        write_whole(self.checkpoint, buffer.getvalue())
+        lines = "".join(json.dumps(line) + "\n" for line in whole["log"])
+        write_whole(self.folder / "metrics.jsonl", lines)

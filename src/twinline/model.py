@@ -1,0 +1,273 @@
+"""The student: a BERT-shaped encoder whose attention is one of ``attention.ATTENTION``.
+
+Read top to bottom: configuration, embeddings, a layer, the model. Shapes stand on the lines;
+``b`` is batch, ``n`` length, ``h`` heads, ``d`` head_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .attention import ATTENTION, FEATURE_MAPS, AttentionSpec
+from .errors import TwinlineError
+from .options import AttentionOptions, ModelOptions
+from .pooling import POOLINGS
+
+POSITION_RULES = ("tiled", "interpolated")
+
+
+def one_of(name: str, value: str, allowed: Any) -> None:
+    if value not in allowed:
+        raise TwinlineError(f"{name} must be one of {', '.join(sorted(allowed))}, not {value!r}.")
+
+
+class TwinlineConfig(PreTrainedConfig):
+    """Shape, attention, positions and pooling of a ``TwinlineModel``.
+
+    There is no ``max_position_embeddings`` on purpose: libraries that find one cut texts there
+    without a word. ``position_table`` is the number of learned positions, not a limit.
+
+    Raises: TwinlineError when an option contradicts another or is not known.
+    """
+
+    model_type = "twinline"
+
+    def __init__(
+        self,
+        vocab_size: int = 30522,
+        hidden_size: int = 384,
+        num_hidden_layers: int = 6,
+        num_attention_heads: int = 12,
+        intermediate_size: int = 1536,
+        hidden_act: str = "gelu",
+        hidden_dropout_prob: float = 0.1,
+        type_vocab_size: int = 2,
+        initializer_range: float = 0.02,
+        layer_norm_eps: float = 1e-12,
+        pad_token_id: int = 0,
+        position_table: int = 512,
+        normalize: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.hidden_act = hidden_act
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.type_vocab_size = type_vocab_size
+        self.initializer_range = initializer_range
+        self.layer_norm_eps = layer_norm_eps
+        self.pad_token_id = pad_token_id
+        self.position_table = position_table
+        self.normalize = normalize
+        for option in fields(ModelOptions):  # declared, with their meaning, in options.py
+            setattr(self, option.name, kwargs.pop(option.name, option.default))
+        self.pooling = self.pooling or "mean"
+        one_of("attention", self.attention, ATTENTION)
+        one_of("feature_map", self.feature_map, FEATURE_MAPS)
+        one_of("position_rule", self.position_rule, POSITION_RULES)
+        one_of("pooling", self.pooling, POOLINGS)
+        if hidden_size % num_attention_heads:
+            raise TwinlineError(
+                f"hidden_size ({hidden_size}) must be a multiple of num_attention_heads "
+                f"({num_attention_heads})."
+            )
+        period = self.position_period
+        if period is not None and not 1 <= period <= position_table:
+            raise TwinlineError(
+                f"position_period must lie between 1 and position_table ({position_table}), "
+                f"not {period}."
+            )
+        if POOLINGS[self.pooling].layers > num_hidden_layers:
+            raise TwinlineError(
+                f"pooling {self.pooling!r} needs {POOLINGS[self.pooling].layers} layers; "
+                f"num_hidden_layers is {num_hidden_layers}."
+            )
+        super().__init__(**kwargs)
+        self.attention_spec(0)  # refuses what does not fit together
+
+    @property
+    def projection_dim(self) -> int:
+        """Width of ``pooler_output``, under the name by which sentence-transformers asks for it."""
+        return self.hidden_size * POOLINGS[self.pooling].layers
+
+    def attention_spec(self, layer: int) -> AttentionSpec:
+        """What layer number ``layer`` builds its attention from."""
+        chosen = {option.name: getattr(self, option.name) for option in fields(AttentionOptions)}
+        return AttentionSpec(
+            heads=self.num_attention_heads,
+            head_dim=self.hidden_size // self.num_attention_heads,
+            layer=layer,
+            layers=self.num_hidden_layers,
+            **chosen,
+        )
+
+
+class Embeddings(nn.Module):
+    """Sum of word, position and type embeddings, normalised."""
+
+    def __init__(self, config: TwinlineConfig) -> None:
+        super().__init__()
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.position = nn.Embedding(config.position_table, config.hidden_size)
+        self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.rule = config.position_rule
+        self.period = config.position_period or config.position_table
+
+    def positions(self, mask: Tensor) -> Tensor:
+        """Position embeddings (b, n, hidden), counted over real tokens, for any length."""
+        place = (mask.long().cumsum(dim=1) - 1).clamp_min(0)  # (b, n)
+        if self.rule == "tiled":
+            embedded: Tensor = self.position(place % self.period)
+            return embedded
+        # Texts that fit keep their positions; longer ones are squeezed into the table, each by its
+        # own length, so that a text's vector does not depend on what it is batched with.
+        last = place.amax(dim=1, keepdim=True)  # (b, 1)
+        squeeze = (self.period - 1) / last.clamp_min(self.period - 1).to(torch.float32)
+        exact = place * squeeze  # (b, n)
+        low = exact.floor().long().clamp_max(self.period - 1)
+        high = (low + 1).clamp_max(self.period - 1)
+        part = (exact - low).unsqueeze(-1).to(self.position.weight.dtype)  # (b, n, 1)
+        return torch.lerp(self.position(low), self.position(high), part)
+
+    def forward(self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        if token_type_ids is None:
+            kind = self.token_type.weight[0]  # (hidden,)
+        else:
+            kind = self.token_type(token_type_ids)  # (b, n, hidden)
+        x = self.word(input_ids) + kind + self.positions(mask)  # (b, n, hidden)
+        out: Tensor = self.dropout(self.norm(x))
+        return out
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each added to its input and then normalised (post-norm)."""
+
+    def __init__(self, config: TwinlineConfig, layer: int) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.qkv = nn.Linear(hidden, 3 * hidden)
+        self.attention = ATTENTION[config.attention](config.attention_spec(layer))
+        self.out = nn.Linear(hidden, hidden)
+        self.attention_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
+        self.up = nn.Linear(hidden, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.down = nn.Linear(config.intermediate_size, hidden)
+        self.norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of ``x`` (b, n, hidden), each (b, h, n, d)."""
+        b, n, _ = x.shape
+        qkv = self.qkv(x).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (3, b, h, n, d)
+        return qkv[0], qkv[1], qkv[2]
+
+    def project(self, mixed: Tensor) -> Tensor:
+        """Heads joined and projected: (b, h, n, d) to (b, n, hidden)."""
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
+
+    def after_attention(self, x: Tensor, projected: Tensor) -> Tensor:
+        """What follows ``project``: residual, norm, feed-forward; all (b, n, hidden)."""
+        x = self.attention_norm(x + self.dropout(projected))
+        fed = self.down(self.activation(self.up(x)))  # (b, n, intermediate) inside
+        out: Tensor = self.norm(x + self.dropout(fed))
+        return out
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        mixed = self.attention(*self.split(x), mask)  # (b, h, n, d)
+        return self.after_attention(x, self.project(mixed))
+
+
+class TwinlineModel(PreTrainedModel):
+    """Token ids to token states and one vector a text.
+
+    ``model(input_ids, attention_mask)`` with both (batch, length) returns ``last_hidden_state``
+    (batch, length, hidden_size) and ``pooler_output`` (batch, projection_dim), the text's vector
+    before normalisation. Any length is accepted; nothing is cut.
+    """
+
+    config_class = TwinlineConfig
+    base_model_prefix = "twinline"
+    main_input_name = "input_ids"
+
+    def __init__(self, config: TwinlineConfig) -> None:
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.pool = POOLINGS[config.pooling].pool
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Every parameter gets its start here: what a checkpoint lacks is otherwise left as is."""
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=std)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif hasattr(module, "reset"):  # feature maps, slopes and gains know how they start
+            module.reset()
+
+    @classmethod
+    def from_pretrained(cls, path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, but a checkpoint that lacks a tensor is refused, not filled up.
+
+        Raises: TwinlineError naming the missing tensors.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        if missing := sorted(info["missing_keys"]):
+            names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            raise TwinlineError(
+                f"The checkpoint {path} lacks {len(missing)} of the model's tensors ({names}). "
+                "Save the model again, or use twinline.convert for a checkpoint of another kind."
+            )
+        return (model, info) if wants_info else model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.word = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        real = real.bool()  # (b, n)
+        mask = None if bool(real.all()) else real
+        x = self.embeddings(input_ids, real, token_type_ids)  # (b, n, hidden)
+        states = [x]
+        keep = output_hidden_states or POOLINGS[self.config.pooling].layers > 1
+        for layer in self.layers:
+            x = layer(x, mask)
+            states = [*states, x] if keep else [x]
+        vector = self.pool(states, real)  # (b, projection_dim)
+        hidden_states = tuple(states) if output_hidden_states else None
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=x, pooler_output=vector, hidden_states=hidden_states
+        )
+        return output.to_tuple() if return_dict is False else output

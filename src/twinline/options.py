@@ -1,0 +1,330 @@
+"""Every option, declared once: the Python arguments, the recipes' YAML and the command line.
+
+A recipe file holds the same names; the command line overrides it. Nothing here imports anything
+heavy, so that ``twinline --help`` is instant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from .errors import TwinlineError
+
+Options = TypeVar("Options")
+
+
+def at_least(options: object, least: float, *names: str) -> None:
+    """Refuse options below ``least``, by name."""
+    for name in names:
+        if not getattr(options, name) >= least:
+            raise TwinlineError(f"{name} must be at least {least}, not {getattr(options, name)}.")
+
+
+def share(options: object, *names: str) -> None:
+    """Refuse options that are no share between 0 and 1, by name."""
+    for name in names:
+        if not 0 <= getattr(options, name) <= 1:
+            raise TwinlineError(f"{name} is a share, 0 to 1, not {getattr(options, name)}.")
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """How tokens mix; options that a kind has no use for are ignored by it."""
+
+    feature_map: str = "gated"
+    """What stands for exp(q·k): hedgehog, gated, elu, relu or exp."""
+    feature_dim: int | None = None
+    """Learned directions a head; None means head_dim. Signed maps make two features of each."""
+    block_size: int = 128
+    """hybrid: tokens in a softmax block. lightning: tokens in a tile (speed only)."""
+    neighbours: int = 0
+    """hybrid: how many blocks on each side are read by softmax too."""
+    decay: float = 0.02
+    """lightning: scale of the slopes at the start."""
+    learn_decay: bool = True
+    """lightning: whether slopes are trained; the slowest head keeps slope 0 either way."""
+    normalisation: Literal["denominator", "rms"] = "denominator"
+    """lightning: convex combinations, or RMS norm per head (for training from scratch)."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "block_size")
+        at_least(self, 0, "neighbours", "decay")
+        if self.feature_dim is not None:
+            at_least(self, 1, "feature_dim")
+        if self.normalisation not in ("denominator", "rms"):
+            raise TwinlineError(
+                f"normalisation must be denominator or rms, not {self.normalisation!r}."
+            )
+
+
+@dataclass(frozen=True)
+class ModelOptions(AttentionOptions):
+    """What a converted model is, beside its pretrained weights."""
+
+    attention: str = "linear"
+    """softmax, linear, lightning or hybrid."""
+    position_rule: Literal["tiled", "interpolated"] = "tiled"
+    """Beyond the position table: start over, or squeeze the text into it."""
+    position_period: int | None = None
+    """Positions used of the table; None: all."""
+    pooling: str | None = None
+    """mean, cls or top4; None: as the base model does, else mean."""
+
+    def given(self) -> dict[str, Any]:
+        """The options as keyword arguments of ``convert``."""
+        chosen = asdict(self)
+        return {name: value for name, value in chosen.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How a training loop runs; what it learns is the caller's."""
+
+    steps: int = 1000
+    """Optimiser steps in all."""
+    learning_rate: float = 5e-5
+    """Peak learning rate of AdamW."""
+    warmup: float = 0.1
+    """Share of the steps over which the rate rises from 0."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """What the rate does after the warm-up: fall to 0, or stay."""
+    weight_decay: float = 0.01
+    """AdamW's decay, on matrices only."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    accumulate: int = 1
+    """Batches whose gradients are added up before a step."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is autocast: weights and optimiser stay fp32."""
+    evaluate_every: int = 0
+    """Steps between evaluations; 0: only after the last."""
+    patience: int = 0
+    """Stop after so many evaluations without a new best; 0: never."""
+    keep_best: bool = True
+    """End with the weights of the best evaluation rather than the last."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints, when the run has a folder."""
+    seed: int = 0
+    """Draws the order of the data and the dropout."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps", "accumulate", "checkpoint_every")
+        at_least(self, 0, "evaluate_every", "patience", "weight_decay", "seed")
+        share(self, "warmup")
+        if not self.learning_rate > 0:
+            raise TwinlineError(f"learning_rate must be above 0, not {self.learning_rate}.")
+        if self.patience and not self.evaluate_every:
+            raise TwinlineError("patience needs evaluate_every: without evaluations nothing stops.")
+
+
+@dataclass(frozen=True)
+class TransferOptions:
+    """How attention transfer runs."""
+
+    steps: int = 600
+    """Optimiser steps; 0: no transfer."""
+    texts: int = 64
+    """Texts a step."""
+    learning_rate: float = 1e-2
+    """Peak learning rate of the new parameters."""
+    stretches: float = 0.0
+    """Share of the steps that read texts joined to stretch_tokens (for large blocks: 0.5)."""
+    stretch_tokens: int = 512
+    """Tokens in a joined text; never above the position table."""
+    alone: float = 0.3
+    """hybrid: share of the steps, at the start, that train the linear branch by itself."""
+    mass: float = 0.1
+    """hybrid: weight of the squared error of the log-odds of attending outside the block."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints, when a folder is given."""
+    seed: int = 0
+    """Draws the order of the texts."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "steps", "mass", "seed")
+        at_least(self, 1, "texts", "stretch_tokens", "checkpoint_every")
+        share(self, "stretches", "alone")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What fine-tuning a teacher and distilling a student have in common."""
+
+    epochs: float = 2.0
+    """Passes over the training pairs (labelled and extra ones together)."""
+    pairs: int = 32
+    """Pairs a step, before accumulate."""
+    learning_rate: float = 5e-5
+    """Peak learning rate."""
+    freeze_words: bool = False
+    """Leave the word embeddings as they are: half of a small model, and most of its optimiser."""
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """What the rate does after the warm-up."""
+    weight_decay: float = 0.01
+    """AdamW's decay, on matrices only."""
+    accumulate: int = 1
+    """Batches whose gradients are added up before a step."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is autocast."""
+    evaluate_every: int = 0
+    """Steps between evaluations; 0: only at the end."""
+    patience: int = 0
+    """Stop after so many evaluations without a new best; 0: never."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+    seed: int = 0
+    """Draws the order of the data, dropout and new weights."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "pairs")
+        if not self.epochs > 0:
+            raise TwinlineError(f"epochs must be above 0, not {self.epochs}.")
+        self.loop(1)  # refuses what the loop would
+
+    def loop(self, steps: int) -> LoopOptions:
+        """The loop's options: what both have under the same name."""
+        names = {f.name for f in fields(LoopOptions)} & {f.name for f in fields(self)}
+        return LoopOptions(steps=steps, **{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True)
+class TeachOptions(TrainOptions):
+    """How a cross-encoder is fine-tuned."""
+
+    epochs: float = 4.0
+    """Passes over the training pairs."""
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+
+
+@dataclass(frozen=True)
+class DistillOptions(TrainOptions):
+    """How a student is trained."""
+
+    alpha: float = 0.5
+    """Weight of the teacher's scores against the labels: 0 is no teacher, 1 no labels."""
+    match: float = 0.0
+    """Weight of the squared distance between the student's unit vectors and a twin's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share(self, "alpha")
+        at_least(self, 0, "match")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which pairs are read."""
+
+    data: str = "stsb"
+    """A task (stsb, mrpc, qqp, qnli), "builtin", or a CSV, TSV, JSONL or Parquet file."""
+    validation: str | None = None
+    """A file to validate on; None: the task's own validation split."""
+    scale: tuple[float, float] | None = None
+    """Lowest and highest score of a file; tasks declare their own."""
+    columns: tuple[str, ...] | None = None
+    """Names of a file's columns: first text, second text, score."""
+
+
+@dataclass(frozen=True)
+class ConvertRecipe(ModelOptions):
+    """``twinline convert``: a pretrained encoder with new attention."""
+
+    base: str = "all-MiniLM-L6-v2"
+    """The encoder: a path, or a name."""
+    texts: tuple[str, ...] = ()
+    """Unlabelled text for attention transfer: files or tasks; without any, none is done."""
+    transfer: TransferOptions = field(default_factory=TransferOptions)
+
+
+@dataclass(frozen=True)
+class TeachRecipe(DataOptions):
+    """``twinline teach``: a cross-encoder fine-tuned on pairs."""
+
+    base: str = "all-MiniLM-L6-v2"
+    """The encoder to start from: a path, or a name."""
+    train: TeachOptions = field(default_factory=TeachOptions)
+
+
+@dataclass(frozen=True)
+class DistillRecipe(DataOptions):
+    """``twinline distill``: conversion, attention transfer and distillation in one."""
+
+    base: str = "all-MiniLM-L6-v2"
+    """The encoder to start from, or a folder that convert wrote."""
+    model: ModelOptions = field(default_factory=ModelOptions)
+    texts: tuple[str, ...] = ("stsb",)
+    """Unlabelled text for attention transfer."""
+    transfer: TransferOptions = field(default_factory=TransferOptions)
+    similarity: Literal["cosine", "dot", "dse"] = "cosine"
+    """How two vectors make a score."""
+    teacher: tuple[str, ...] = ()
+    """Folders of the teacher's scorers; several are averaged."""
+    teacher_scale: str | None = None
+    """logit or unit, for a cross-encoder that does not declare its scale."""
+    twin: str | None = None
+    """A softmax twin whose vectors train.match draws the student's to."""
+    extra: tuple[str, ...] = ()
+    """Tasks or files whose pairs the teacher scores as further training pairs."""
+    train: DistillOptions = field(default_factory=DistillOptions)
+
+
+def build(kind: type[Options], values: dict[str, Any], where: str) -> Options:
+    """An options object from plain values (a recipe file's), nested ones included.
+
+    Raises: TwinlineError naming ``where``, the key and what is allowed.
+    """
+    hints = get_type_hints(kind)
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise TwinlineError(f"{where} has no option {name!r}; known: {', '.join(known)}.")
+        if is_dataclass(hints[name]):
+            if not isinstance(value, dict):
+                raise TwinlineError(f"{where}: {name} must hold options, not {value!r}.")
+            value = build(hints[name], value, f"{where}: {name}")  # type: ignore[arg-type]
+        made[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return kind(**made)
+    except TwinlineError as error:
+        raise TwinlineError(f"{where}: {error}") from error
+    except TypeError as error:
+        raise TwinlineError(f"{where}: a value has the wrong type ({error}).") from error
+
+
+def read_recipe(kind: type[Options], path: str | Path) -> Options:
+    """An options object from a YAML file.
+
+    Raises: TwinlineError if the file cannot be read or has an option that is not known.
+    """
+    return build(kind, read_yaml(path), str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A recipe file's values.
+
+    Raises: TwinlineError if it cannot be read or holds no options.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TwinlineError(f"The recipe {path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = str(error).splitlines()[0]
+        raise TwinlineError(f"The recipe {path} is not valid YAML: {line}.") from error
+    if not isinstance(values, dict):
+        raise TwinlineError(f"The recipe {path} holds no options (name: value lines).")
+    return values
+
+
+def default(kind: type, name: str) -> Any:
+    """The default of an option."""
+    found = next(f for f in fields(kind) if f.name == name)
+    return found.default if found.default is not MISSING else found.default_factory()  # type: ignore[misc]

@@ -1,0 +1,56 @@
+"""From token states to one vector a text: mean, cls, and DSE's top-4 concatenation.
+
+A pooling is a function ``(hidden_states, mask) -> (batch, width)`` in fp32 or wider, where
+``hidden_states`` is the tuple of every layer's output, the embeddings first, each (batch, length,
+hidden), and ``mask`` (batch, length) is True where a token is real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the real tokens' states; zeros for a row that has none. (batch, hidden)."""
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    weights = mask.to(wide).unsqueeze(-1)  # (batch, length, 1)
+    return (hidden.to(wide) * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1.0)
+
+
+def pool_mean(hidden_states: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Mean of the last layer's real tokens."""
+    return mean(hidden_states[-1], mask)
+
+
+def pool_cls(hidden_states: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """The first real token's state in the last layer."""
+    first = mask.to(torch.uint8).argmax(dim=1)
+    state = hidden_states[-1][torch.arange(len(first), device=first.device), first]
+    return state.to(torch.promote_types(state.dtype, torch.float32))
+
+
+def pool_top4(hidden_states: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Token means of the last four layers, concatenated (DSE, arXiv 1908.05161, sec. 4)."""
+    return torch.cat([mean(hidden, mask) for hidden in hidden_states[-4:]], dim=-1)
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """A pooling, what width it makes, and its name in sentence-transformers' Pooling module."""
+
+    pool: Callable[[Sequence[Tensor], Tensor], Tensor]
+    layers: int = 1
+    """How many hidden sizes wide the vector is."""
+    stock: str | None = None
+    """``pooling_mode`` of sentence-transformers; None if only the model itself can do it."""
+
+
+POOLINGS: dict[str, Pooling] = {
+    "mean": Pooling(pool_mean, stock="mean"),
+    "cls": Pooling(pool_cls, stock="cls"),
+    "top4": Pooling(pool_top4, layers=4),
+}

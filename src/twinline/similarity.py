@@ -1,0 +1,51 @@
+"""From two vectors to a score: cosine, dot product, and DSE's learned head.
+
+Each is an ``nn.Module`` called as ``similarity(u, v)`` on ``(batch, width)`` twice; it returns
+``(batch,)``, or ``(batch, outputs)`` for a head with several outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Cosine(nn.Module):
+    """``u·v / (|u| |v|)``: what a vector index can search."""
+
+    def __init__(self, width: int, outputs: int = 1) -> None:
+        super().__init__()
+
+    def forward(self, u: Tensor, v: Tensor) -> Tensor:
+        return F.cosine_similarity(u, v, dim=-1)
+
+
+class Dot(nn.Module):
+    """``u·v``."""
+
+    def __init__(self, width: int, outputs: int = 1) -> None:
+        super().__init__()
+
+    def forward(self, u: Tensor, v: Tensor) -> Tensor:
+        return (u * v).sum(dim=-1)
+
+
+class DSEHead(nn.Module):
+    """``[u, v, u⊙v, |u−v|] -> 512 -> ReLU -> outputs`` (DSE, arXiv 1908.05161, sec. 3.2).
+
+    The head is not symmetric; scoring both orders and averaging is the caller's choice.
+    """
+
+    def __init__(self, width: int, outputs: int = 1, hidden: int = 512) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(4 * width, hidden)
+        self.out = nn.Linear(hidden, outputs)
+
+    def forward(self, u: Tensor, v: Tensor) -> Tensor:
+        features = torch.cat([u, v, u * v, (u - v).abs()], dim=-1)  # (batch, 4 * width)
+        scores: Tensor = self.out(F.relu(self.hidden(features)))  # (batch, outputs)
+        return scores.squeeze(-1)
+
+
+SIMILARITIES: dict[str, type[nn.Module]] = {"cosine": Cosine, "dot": Dot, "dse": DSEHead}

@@ -1,0 +1,368 @@
+"""Teacher: what scores pairs for a student to learn from, cross-encoders and twins behind one face.
+
+A scorer's scale is declared, never guessed: "logit" (any number; its sigmoid is the score), "unit"
+(already 0 to 1) or a pair ``(low, high)``. A teacher's scores are always on the unit scale; those
+of several scorers are averaged there.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .batching import budget_batches, clean, load_tokenizer, pad
+from .cache import Pair, ScoreCache
+from .encoder import Encoder, Ranked
+from .errors import TwinlineError
+from .files import fingerprint, whole_folder
+from .model import TwinlineConfig
+from .progress import Progress
+from .sources import find_model, read_config
+
+Scale = str | tuple[float, float]
+Scores = NDArray[np.float64]
+CARD = "teacher.json"
+OVERFLOW = ("error", "warn", "truncate", "windows")
+MAX_BATCH_TOKENS = 8192
+CHUNK = 1024
+"""Pairs scored between two writes to the cache."""
+
+
+def check_scale(scale: Any) -> Scale:
+    """``scale`` if it is one.
+
+    Raises: TwinlineError if it is not "logit", "unit" or two rising numbers.
+    """
+    if scale in ("logit", "unit"):
+        return str(scale)
+    if isinstance(scale, Sequence) and not isinstance(scale, str) and len(scale) == 2:
+        low, high = float(scale[0]), float(scale[1])
+        if low < high:
+            return low, high
+    raise TwinlineError(f'scale must be "logit", "unit" or (low, high), not {scale!r}.')
+
+
+def to_unit(scores: Scores, scale: Scale) -> Scores:
+    """Scores on a declared scale, on the unit scale."""
+    if scale == "logit":
+        return 1 / (1 + np.exp(-scores))
+    if scale == "unit":
+        return scores
+    low, high = float(scale[0]), float(scale[1])
+    return (scores - low) / (high - low)
+
+
+class Scorer(Protocol):
+    """Scores pairs on its declared scale."""
+
+    scale: Scale
+    fingerprint: str
+
+    def __call__(self, pairs: Sequence[Pair]) -> Scores: ...
+
+
+def pair_rows(tokenizer: Any, pairs: Sequence[Pair]) -> list[tuple[list[int], list[int]]]:
+    """Token ids and token types of pairs read together, nothing cut."""
+    made = tokenizer(
+        [clean(a) for a, _ in pairs], [clean(b) for _, b in pairs], truncation=False,
+        padding=False, return_attention_mask=False, return_token_type_ids=True, verbose=False,
+    )  # fmt: skip
+    return list(zip(made["input_ids"], made["token_type_ids"], strict=True))
+
+
+def pad_rows(
+    rows: Sequence[tuple[list[int], list[int]]], pad_id: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """One batch as a cross-encoder's keyword arguments, each (batch, length)."""
+    ids, mask = pad([row for row, _ in rows], pad_id)
+    types, _ = pad([kinds for _, kinds in rows], 0)
+    batch = {"input_ids": ids, "attention_mask": mask.long(), "token_type_ids": types}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+class CrossEncoderScorer:
+    """A sequence classifier with one output that reads both texts together.
+
+    Args:
+        on_overflow: for a pair longer than the model's positions: "error", "warn" or "truncate"
+            (cut the longer text), or "windows" (both texts in windows, the best pair of windows
+            counts: MaxP, Dai & Callan, arXiv 1905.09217).
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, scale: Scale, on_overflow: str = "error", print_: str = ""
+    ) -> None:
+        self.model, self.tokenizer, self.scale = model, tokenizer, scale
+        self.on_overflow, self.fingerprint = on_overflow, print_
+        config = model.config
+        self.limit = getattr(config, "max_position_embeddings", None)
+        if self.limit and "roberta" in config.model_type:
+            self.limit -= config.pad_token_id + 1  # rows of the table that are no positions
+        self.types = getattr(config, "type_vocab_size", 1) > 1
+
+    @classmethod
+    def load(
+        cls, folder: Path, scale: Scale, device: str | None = None, on_overflow: str = "error"
+    ) -> CrossEncoderScorer:
+        """Any sentence-transformers or Hugging Face cross-encoder with one output.
+
+        Raises: TwinlineError if it cannot be read or has several outputs.
+        """
+        from transformers import AutoModelForSequenceClassification
+
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                str(folder), dtype=torch.float32
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise TwinlineError(f"The cross-encoder {folder} cannot be read: {error}") from error
+        if model.config.num_labels != 1:
+            raise TwinlineError(
+                f"The cross-encoder {folder} has {model.config.num_labels} outputs; a teacher of "
+                "scores needs one."
+            )
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+        files = [folder / "config.json", folder / "tokenizer.json", *weights]
+        contents = [file.read_bytes() for file in files if file.is_file()]
+        print_ = fingerprint(["cross-encoder", on_overflow, str(scale), *contents])
+        return cls(model, load_tokenizer(folder), scale, on_overflow, print_)
+
+    def __call__(self, pairs: Sequence[Pair]) -> Scores:
+        rows = pair_rows(self.tokenizer, pairs)
+        owner = list(range(len(pairs)))
+        if self.limit is not None:
+            rows, owner = self.fit(pairs, rows)
+        scores = np.full(len(rows), np.nan)
+        with torch.inference_mode():
+            for batch in budget_batches([len(ids) for ids, _ in rows], MAX_BATCH_TOKENS):
+                pad_id = self.model.config.pad_token_id or 0
+                inputs = pad_rows([rows[i] for i in batch], pad_id, self.model.device)
+                if not self.types:
+                    del inputs["token_type_ids"]
+                scores[batch] = self.model(**inputs).logits[:, 0].float().cpu().numpy()
+        best = np.full(len(pairs), -np.inf)
+        np.maximum.at(best, owner, scores)
+        return best
+
+    def fit(
+        self, pairs: Sequence[Pair], rows: list[tuple[list[int], list[int]]]
+    ) -> tuple[list[tuple[list[int], list[int]]], list[int]]:
+        """Rows that fit the model's positions, and whose each is."""
+        limit = int(self.limit or 0)
+        longer = [i for i, (ids, _) in enumerate(rows) if len(ids) > limit]
+        if not longer:
+            return rows, list(range(len(rows)))
+        told = (
+            f"{len(longer)} of {len(rows)} pairs are longer than the teacher's {limit} tokens "
+            f"(first: number {longer[0] + 1} with {len(rows[longer[0]][0])})"
+        )
+        if self.on_overflow == "error":
+            raise TwinlineError(
+                f"{told}: choose on_overflow='windows' to score them by windows, or 'truncate'."
+            )
+        if self.on_overflow == "warn":
+            warnings.warn(f"{told}; they were cut.", stacklevel=4)
+        kept: list[tuple[list[int], list[int]]] = []
+        owner = []
+        for number, row in enumerate(rows):
+            fitting = [row] if len(row[0]) <= limit else self.windows(pairs[number], limit)
+            kept += fitting
+            owner += [number] * len(fitting)
+        return kept, owner
+
+    def windows(self, pair: Pair, limit: int) -> list[tuple[list[int], list[int]]]:
+        """A long pair as rows that fit: its first windows, or every pair of windows."""
+        plain = self.tokenizer(
+            [clean(text) for text in pair], add_special_tokens=False, truncation=False,
+            return_offsets_mapping=True, verbose=False,
+        )  # fmt: skip
+        counts = [len(ids) for ids in plain["input_ids"]]
+        room = limit - self.tokenizer.num_special_tokens_to_add(pair=True)
+        # The shorter text keeps what it needs up to half of the room, the other gets the rest.
+        small = min(min(counts), room // 2)
+        sizes = [small, room - small] if counts[0] <= counts[1] else [room - small, small]
+        cut: list[list[str]] = []
+        for side in (0, 1):
+            offsets, text = plain["offset_mapping"][side], clean(pair[side])
+            starts = range(0, max(1, counts[side]), max(1, sizes[side]))
+            if self.on_overflow != "windows":
+                starts = range(1)
+            ends = [min(start + sizes[side], counts[side]) - 1 for start in starts]
+            cut.append([
+                text[offsets[start][0] : offsets[end][1]] if counts[side] else ""
+                for start, end in zip(starts, ends, strict=True)
+            ])  # fmt: skip
+        rows = pair_rows(self.tokenizer, [(a, b) for a in cut[0] for b in cut[1]])
+        # A piece cut out of its text may tokenise a little longer than it was inside it.
+        return [(ids[:limit], kinds[:limit]) for ids, kinds in rows]
+
+
+class TwinScorer:
+    """A twin encoder as a scorer; cosine scores of a trained student are on the unit scale."""
+
+    def __init__(self, encoder: Encoder, scale: Scale) -> None:
+        self.encoder, self.scale = encoder, scale
+        tensors = encoder.model.state_dict() | encoder.head.state_dict(prefix="head.")
+        contents = [tensor.cpu().contiguous().numpy().tobytes() for tensor in tensors.values()]
+        config = encoder.model.config.to_json_string()
+        self.fingerprint = fingerprint(["twin", encoder.similarity_name, config, *contents])
+
+    def __call__(self, pairs: Sequence[Pair]) -> Scores:
+        scores = self.encoder.score([a for a, _ in pairs], [b for _, b in pairs])
+        return np.asarray(scores, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One line of a teacher's card."""
+
+    path: str
+    """The scorer's folder, relative to the card."""
+    scale: Scale
+
+
+class Teacher:
+    """One scorer, or several averaged, with a declared scale.
+
+    Args:
+        sources: folders or names of cross-encoders, twins (``Encoder`` objects or folders that
+            twinline saved), or folders of a saved teacher.
+        scale: the scale of every source, or a list with one for each. Twins default to "unit", and
+            what ``twinline teach`` made knows its own; any other cross-encoder needs it declared.
+        both_orders: score (a, b) and (b, a) and average them.
+        cache: file of the score cache, or None.
+        on_overflow: see ``CrossEncoderScorer``.
+    Raises: TwinlineError if a source cannot be read or its scale is not declared.
+    """
+
+    def __init__(
+        self,
+        *sources: str | Path | Encoder,
+        scale: Scale | Sequence[Scale | None] | None = None,
+        both_orders: bool = True,
+        cache: str | Path | None = None,
+        device: str | None = None,
+        on_overflow: str = "error",
+    ) -> None:
+        if not sources:
+            raise TwinlineError("A teacher needs at least one scorer.")
+        if on_overflow not in OVERFLOW:
+            raise TwinlineError(
+                f"on_overflow must be one of {', '.join(OVERFLOW)}, not {on_overflow!r}."
+            )
+        several = isinstance(scale, list)
+        scales: list[Any] = list(scale) if several else [scale] * len(sources)  # type: ignore[arg-type]
+        if len(scales) != len(sources):
+            raise TwinlineError(f"{len(sources)} sources need as many scales, not {len(scales)}.")
+        self.both_orders, self.device, self.on_overflow = both_orders, device, on_overflow
+        self.scorers: list[Scorer] = []
+        self.places: list[str | None] = []
+        for source, declared in zip(sources, scales, strict=True):
+            self.add(source, declared)
+        self.cache = ScoreCache(cache) if cache else None
+        self.fingerprint = fingerprint([str(both_orders), *(s.fingerprint for s in self.scorers)])
+
+    def add(self, source: str | Path | Encoder, declared: Any) -> None:
+        if isinstance(source, Encoder):
+            self.scorers.append(TwinScorer(source, check_scale(declared or "unit")))
+            self.places.append(None)
+            return
+        path = Path(source).expanduser()
+        if declared is None and (path / CARD).is_file():
+            card = json.loads((path / CARD).read_text(encoding="utf-8"))
+            self.both_orders = self.both_orders and card.get("both_orders", True)
+            for member in card["members"]:
+                self.add_folder((path / member["path"]).resolve(), member["scale"])
+            return
+        self.add_folder(find_model(source), declared)
+
+    def add_folder(self, folder: Path, declared: Any) -> None:
+        scorer: Scorer
+        if read_config(folder).get("model_type") == TwinlineConfig.model_type:
+            scorer = TwinScorer(Encoder(folder, device=self.device), check_scale(declared or "unit"))
+        elif declared is None:
+            raise TwinlineError(
+                f"The score scale of {folder} is not declared: give scale='logit', 'unit' or "
+                "(low, high)."
+            )
+        else:
+            scale = check_scale(declared)
+            scorer = CrossEncoderScorer.load(folder, scale, self.device, self.on_overflow)
+        self.scorers.append(scorer)
+        self.places.append(str(folder))
+
+    def predict(
+        self, pairs: Sequence[Pair] | Sequence[Sequence[str]], show_progress: bool | None = False
+    ) -> Scores:
+        """Scores (pairs,) on the unit scale; known ones come from the cache."""
+        given = [(str(a), str(b)) for a, b in pairs]
+        known = self.cache.get(self.fingerprint, given) if self.cache else [None] * len(given)
+        todo = [place for place, score in enumerate(known) if score is None]
+        scores = np.array([np.nan if score is None else score for score in known])
+        with Progress("teacher", total=len(todo), show=show_progress) as progress:
+            for start in range(0, len(todo), CHUNK):
+                places = todo[start : start + CHUNK]
+                chunk = [given[place] for place in places]
+                scores[places] = self.fresh(chunk)
+                if self.cache:
+                    self.cache.put(self.fingerprint, chunk, scores[places].tolist())
+                progress.advance(len(places))
+        return scores
+
+    def fresh(self, pairs: Sequence[Pair]) -> Scores:
+        """Scores computed now."""
+        total = np.zeros(len(pairs))
+        for scorer in self.scorers:
+            unit = to_unit(scorer(pairs), scorer.scale)
+            if self.both_orders and not symmetric(scorer):
+                unit = (unit + to_unit(scorer([(b, a) for a, b in pairs]), scorer.scale)) / 2
+            total += unit
+        return total / len(self.scorers)
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_k: int | None = None,
+        return_documents: bool = False,
+    ) -> list[Ranked]:
+        """``documents`` by their score with ``query``, best first; ties in the order given."""
+        scores = self.predict([(query, document) for document in documents])
+        order = np.argsort(-scores, kind="stable")[:top_k].tolist()
+        return [
+            Ranked(i, float(scores[i]), documents[i] if return_documents else None) for i in order
+        ]
+
+    def save(self, path: str | Path) -> None:
+        """Write a folder with the teacher's card; its scorers stay where they are.
+
+        Raises: TwinlineError if a scorer was given as an object and so has no place.
+        """
+        if None in self.places:
+            raise TwinlineError("Save the twin first and give its folder: a card needs paths.")
+        members = [
+            {"path": place, "scale": scorer.scale}
+            for place, scorer in zip(self.places, self.scorers, strict=True)
+        ]
+        with whole_folder(path) as folder:
+            write_card(folder, members, self.both_orders)
+
+
+def symmetric(scorer: Scorer) -> bool:
+    """Whether (a, b) and (b, a) score the same by construction."""
+    return isinstance(scorer, TwinScorer) and scorer.encoder.similarity_name != "dse"
+
+
+def write_card(folder: Path, members: list[dict[str, Any]], both_orders: bool = True) -> None:
+    """The file by which a folder is a teacher that knows its scale."""
+    card = {"members": members, "both_orders": both_orders}
+    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")

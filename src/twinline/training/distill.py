@@ -1,0 +1,181 @@
+"""Distillation: a student's scores learn from labels and from a teacher's scores.
+
+DSE (arXiv 1908.05161, sec. 3.3): ``(1 − α) · task loss + α · (student − teacher)²``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..batching import ShuffledBatches, distinct, token_ids
+from ..data import Pairs
+from ..encoder import Encoder
+from ..errors import TwinlineError
+from ..files import fingerprint
+from ..loop import Batch, Run, train
+from ..options import DistillOptions
+from ..statistics import pearson
+
+Scores = NDArray[np.float64]
+
+
+class Student(nn.Module):
+    """Model and score head as one module: token ids of distinct texts to vectors and scores."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.model, self.head = encoder.model, encoder.head
+
+    def forward(
+        self, ids: Sequence[Sequence[int]], first: Tensor, second: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Vectors (texts, dimension), and scores (pairs,) of the texts that the indices name."""
+        vectors = self.encoder.embed(ids)
+        return vectors, self.head(vectors[first], vectors[second])
+
+
+def distill(
+    student: Encoder,
+    pairs: Pairs,
+    *,
+    teacher_scores: Scores | None = None,
+    extra: Pairs | None = None,
+    twin: Encoder | None = None,
+    validation: Pairs | None = None,
+    options: DistillOptions | None = None,
+    folder: Path | None = None,
+    show_progress: bool | None = None,
+) -> Run:
+    """Train ``student`` in place.
+
+    The task loss is the squared error to the label on the unit scale. Each text that several pairs
+    of a batch share is encoded once.
+
+    Args:
+        pairs: labelled; may be without scores if ``alpha`` is 1.
+        teacher_scores: (pairs,) on the unit scale; needed unless ``alpha`` is 0.
+        extra: pairs whose ``score`` is the teacher's, not a label: only α's part counts for them.
+        twin: a softmax twin whose vectors ``match`` draws the student's to.
+        validation: Pearson on it is logged and, evaluated by step, chooses the best weights.
+        folder: checkpoints and ``metrics.jsonl``; a run found there goes on.
+    Raises: TwinlineError if options and data contradict each other.
+    """
+    options = options or DistillOptions()
+    check(options, pairs, teacher_scores, extra, twin)
+    texts1, texts2 = list(pairs.sentence1), list(pairs.sentence2)
+    zeros = np.zeros(len(pairs))
+    labels = zeros if pairs.score is None else pairs.unit_score
+    soft = zeros if teacher_scores is None else np.asarray(teacher_scores, dtype=np.float64)
+    weight = np.full(len(pairs), 1 - options.alpha)
+    if extra is not None:
+        texts1, texts2 = texts1 + extra.sentence1, texts2 + extra.sentence2
+        none = np.zeros(len(extra))
+        labels, weight = np.concatenate([labels, none]), np.concatenate([weight, none])
+        soft = np.concatenate([soft, extra.unit_score])
+    ids1, ids2 = student.tokenize(texts1)[0], student.tokenize(texts2)[0]
+    goals = twin_vectors(twin, texts1 + texts2) if twin is not None and options.match else None
+    counts = [max(len(a), len(b)) for a, b in zip(ids1, ids2, strict=True)]
+    batches = ShuffledBatches(counts, options.pairs, options.seed)
+    steps = max(1, round(options.epochs * batches.per_epoch / options.accumulate))
+
+    def batch_at(number: int) -> Batch:
+        rows = batches[number]
+        both = [ids1[i] for i in rows] + [ids2[i] for i in rows]
+        where, which = distinct([tuple(row) for row in both])
+        ids = [both[place] for place in where]
+        inputs: dict[str, Any] = {
+            "ids": ids,
+            "first": torch.tensor(which[: len(rows)]),
+            "second": torch.tensor(which[len(rows) :]),
+            "label": torch.tensor(labels[rows], dtype=torch.float32),
+            "soft": torch.tensor(soft[rows], dtype=torch.float32),
+            "weight": torch.tensor(weight[rows], dtype=torch.float32),
+        }
+        if goals is not None:
+            place = [*rows, *(i + len(texts1) for i in rows)]
+            inputs["goal"] = goals[[place[i] for i in where]]
+        return Batch(inputs, pairs=len(rows), tokens=sum(map(len, ids)))
+
+    def loss(module: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        device = student.device
+        held = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+        vectors, scores = module(held["ids"], held["first"], held["second"])
+        scores = scores.float()
+        task = held["weight"] * (scores - held["label"]).square()
+        total = (task + options.alpha * (scores - held["soft"]).square()).mean()
+        if goals is not None:
+            unit = nn.functional.normalize(vectors.float(), dim=-1)
+            total = total + options.match * (unit - held["goal"]).square().sum(-1).mean()
+        return total
+
+    words = student.model.embeddings.word.weight
+    words.requires_grad_(not options.freeze_words)
+    evaluate = None
+    if validation is not None:
+        gold = validation.unit_score
+
+        def evaluate() -> float:
+            made = student.score(validation.sentence1, validation.sentence2)
+            return pearson(made, gold)
+
+    try:
+        run = train(
+            Student(student), batch_at, loss, options.loop(steps),
+            folder=folder,
+            identity={
+                "distill": asdict(options),
+                "model": student.model.config.to_diff_dict(),
+                "start": fingerprint(p.detach().cpu().numpy().tobytes()[:4096]
+                                     for p in student.model.parameters()),
+                "pairs": fingerprint([*texts1, *texts2, labels.tobytes(), soft.tobytes()]),
+            },
+            evaluate=evaluate,
+            title=f"distilling ({student.model.config.attention})",
+            show_progress=show_progress,
+        )  # fmt: skip
+    finally:
+        words.requires_grad_(True)
+    student.eval()
+    return run
+
+
+def check(
+    options: DistillOptions,
+    pairs: Pairs,
+    teacher_scores: Scores | None,
+    extra: Pairs | None,
+    twin: Encoder | None,
+) -> None:
+    """Refuse options that the data cannot serve."""
+    if options.alpha > 0 and teacher_scores is None:
+        raise TwinlineError(f"alpha={options.alpha} needs a teacher: give one, or set alpha to 0.")
+    if options.alpha < 1 and pairs.score is None:
+        raise TwinlineError(f"{pairs.name} has no scores: set alpha to 1, or give labelled pairs.")
+    if teacher_scores is not None:
+        if len(teacher_scores) != len(pairs):
+            raise TwinlineError(
+                f"{len(teacher_scores)} teacher scores do not fit {len(pairs)} pairs."
+            )
+        if not np.isfinite(teacher_scores).all():
+            bad = int(np.flatnonzero(~np.isfinite(teacher_scores))[0]) + 1
+            raise TwinlineError(f"The teacher's score of pair {bad} is not a number.")
+    if extra is not None and options.alpha == 0:
+        raise TwinlineError("Extra pairs have no labels: they need alpha above 0.")
+    if options.match and twin is None:
+        raise TwinlineError(f"match={options.match} needs a twin whose vectors to match.")
+
+
+def twin_vectors(twin: Encoder, texts: list[str]) -> Tensor:
+    """Unit vectors (texts, dimension) of a twin."""
+    vectors = twin.encode(texts, convert_to_tensor=True, normalize_embeddings=True)
+    made: Tensor = vectors.float().cpu().clone()
+    return made

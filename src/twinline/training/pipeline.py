@@ -1,0 +1,103 @@
+"""A recipe from end to end: conversion, attention transfer, the teacher's scores, distillation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..convert import convert, transfer
+from ..data import TASKS, Pairs, load, load_texts
+from ..encoder import Encoder
+from ..errors import TwinlineError
+from ..loop import Run
+from ..options import ConvertRecipe, DataOptions, DistillRecipe
+from ..teacher import Teacher
+from .distill import distill
+
+NAMED = {"builtin", *TASKS}
+
+
+def training_pairs(options: DataOptions) -> tuple[Pairs, Pairs | None]:
+    """The pairs to train on and those to validate on (None for a file without a second one)."""
+    if options.data in NAMED:
+        return load(options.data, "train"), load(options.validation or options.data)
+    given = {"scale": options.scale, "columns": options.columns}
+    train = load(options.data, "train", **given)  # type: ignore[arg-type]
+    if options.validation is None:
+        return train, None
+    return train, load(options.validation, "validation", **given)  # type: ignore[arg-type]
+
+
+def converted(
+    recipe: ConvertRecipe, work: Path | None = None, show_progress: bool | None = None
+) -> Encoder:
+    """The base model with new attention, after attention transfer if the recipe has texts."""
+    model = convert(recipe.base, **recipe.given())
+    if recipe.texts and recipe.transfer.steps:
+        transfer(
+            model, load_texts(list(recipe.texts)), recipe.transfer,
+            folder=work and work / "transfer", show_progress=show_progress,
+        )  # fmt: skip
+    return Encoder(model)
+
+
+def student(
+    recipe: DistillRecipe,
+    work: Path | None = None,
+    *,
+    teacher: Teacher | None = None,
+    twin: Encoder | None = None,
+    show_progress: bool | None = None,
+) -> tuple[Encoder, Run]:
+    """Run a whole recipe.
+
+    Args:
+        work: where checkpoints and metrics go; a run found there goes on.
+        teacher, twin: instead of those that the recipe names.
+    Returns: the trained student, and the run with its metrics log.
+    """
+    pairs, validation = training_pairs(recipe)
+    texts = recipe.texts if recipe.transfer.steps else ()
+    start = ConvertRecipe(
+        base=recipe.base, texts=texts, transfer=recipe.transfer, **recipe.model.given()
+    )
+    made = converted(start, work, show_progress)
+    made = Encoder(made.model, made.tokenizer, similarity=recipe.similarity)
+    if teacher is None and recipe.teacher:
+        teacher = Teacher(
+            *recipe.teacher,
+            scale=recipe.teacher_scale,
+            cache=work / "scores.sqlite" if work else None,
+        )
+    if twin is None and recipe.twin:
+        twin = Encoder(recipe.twin)
+    scores = None
+    extra = None
+    if recipe.train.alpha > 0:
+        if teacher is None:
+            raise TwinlineError(
+                f"train.alpha is {recipe.train.alpha} and there is no teacher: name one with "
+                "teacher, or set train.alpha to 0."
+            )
+        both = list(zip(pairs.sentence1, pairs.sentence2, strict=True))
+        scores = teacher.predict(both, show_progress=show_progress)
+        extra = extra_pairs(recipe, teacher, show_progress) if recipe.extra else None
+    run = distill(
+        made, pairs, teacher_scores=scores, extra=extra, twin=twin, validation=validation,
+        options=recipe.train, folder=work and work / "distill", show_progress=show_progress,
+    )  # fmt: skip
+    return made, run
+
+
+def extra_pairs(recipe: DistillRecipe, teacher: Teacher, show_progress: bool | None) -> Pairs:
+    """Pairs of other sets, scored by the teacher."""
+    first: list[str] = []
+    second: list[str] = []
+    for source in recipe.extra:
+        more = load(source, "train", need_score=False)
+        first += more.sentence1
+        second += more.sentence2
+    scores = teacher.predict(list(zip(first, second, strict=True)), show_progress=show_progress)
+    named = Pairs(first, second, np.clip(scores, 0, 1), (0.0, 1.0), ", ".join(recipe.extra), "train")
+    return named

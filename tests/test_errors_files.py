@@ -1,0 +1,195 @@
+"""Errors a user can mend, and files and folders that appear whole or not at all."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from twinline import files
+from twinline.errors import MissingExtra, TwinlineError, require
+from twinline.files import whole_folder, writable_folder, write_whole
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_require_imports_what_is_there() -> None:
+    assert require("json.decoder", "server").JSONDecoder
+
+
+@pytest.mark.parametrize("kind", [TwinlineError, ImportError, ValueError])
+def test_require_names_the_extra(kind: type[Exception]) -> None:
+    with pytest.raises(kind, match=r"no_such_library.*pip install 'twinline\[server\]'"):
+        require("no_such_library.part", "server")
+
+
+def test_require_lets_a_broken_module_speak_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_library.py").write_text("from json import no_such_name")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match="no_such_name") as caught:
+        require("broken_library", "server")
+    assert not isinstance(caught.value, MissingExtra)
+
+
+def test_importing_these_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, twinline.errors, twinline.files, twinline.statistics;"
+        "print({'numpy', 'scipy', 'torch', 'pyarrow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_whole_folder_appears_only_at_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "model"
+    with whole_folder(target) as folder:
+        (folder / "weights").write_text("1")
+        assert folder.parent == target.parent
+        assert not target.exists()
+    assert names(target) == ["weights"]
+    assert names(target.parent) == ["model"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, TwinlineError])
+def test_whole_folder_leaves_the_old_one_on_any_error(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    target = tmp_path / "model"
+    with whole_folder(target) as folder:
+        (folder / "config.json").write_text("old")
+
+    def overwrite() -> None:
+        with whole_folder(target) as folder:
+            (folder / "config.json").write_text("new")
+            raise error
+
+    with pytest.raises(error):
+        overwrite()
+    assert (target / "config.json").read_text() == "old"
+    assert names(tmp_path) == ["model"]
+
+
+def test_whole_folder_replaces_ours_whole(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    for name in ("first", "second"):
+        with whole_folder(target) as folder:
+            (folder / "config.json").write_text(name)
+            (folder / name).touch()
+    assert names(target) == ["config.json", "second"]
+    assert names(tmp_path) == ["model"]
+
+
+def test_whole_folder_leaves_a_foreign_folder_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis").write_text("years of work")
+    with pytest.raises(TwinlineError, match="not ours"), whole_folder(tmp_path):
+        pytest.fail("the block must not run")
+    assert names(tmp_path) == ["thesis"]
+    with whole_folder(tmp_path, replace=True) as folder:
+        (folder / "weights").touch()
+    assert names(tmp_path) == ["weights"]
+
+
+def test_whole_folder_takes_an_empty_folder_and_follows_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with whole_folder(tmp_path / "link") as folder:
+        (folder / "weights").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path / "real") == ["weights"]
+
+
+def test_whole_folder_puts_the_old_one_back_if_the_move_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "config.json").write_text("old")
+    replace = os.replace
+
+    def failing(source: Path, destination: Path) -> None:
+        if "partial" in Path(source).name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, destination)
+
+    monkeypatch.setattr(files.os, "replace", failing)
+    with pytest.raises(TwinlineError, match="no space is left"), whole_folder(target):
+        pass
+    assert (target / "config.json").read_text() == "old"
+    assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("number", "fragment"),
+    [
+        (errno.ENOSPC, "no space is left"),
+        (errno.EACCES, "permission is denied"),
+        (errno.EROFS, "read-only"),
+        (errno.EIO, os.strerror(errno.EIO)),
+    ],
+)
+def test_whole_folder_tells_an_error_of_the_system(
+    tmp_path: Path, number: int, fragment: str
+) -> None:
+    target = tmp_path / "model"
+    with pytest.raises(TwinlineError, match=fragment) as caught, whole_folder(target):
+        raise OSError(number, os.strerror(number))
+    assert str(target) in str(caught.value)
+    assert names(tmp_path) == []
+
+
+def test_below_a_file_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("stays")
+    with pytest.raises(TwinlineError, match=r"--output: .*file is a file"):
+        writable_folder(tmp_path / "file" / "below", "--output")
+    with pytest.raises(TwinlineError, match="a file stands"), whole_folder(tmp_path / "file/below"):
+        pytest.fail("the block must not run")
+    with pytest.raises(TwinlineError, match="is a file"), whole_folder(tmp_path / "file"):
+        pytest.fail("the block must not run")
+    with pytest.raises(TwinlineError, match="a file stands"):
+        write_whole(tmp_path / "file" / "below", "text")
+    assert (tmp_path / "file").read_text() == "stays"
+
+
+def test_writable_folder_makes_nothing(tmp_path: Path) -> None:
+    assert writable_folder(tmp_path / "a" / "b", "--output") == tmp_path / "a" / "b"
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_writable_folder_refuses_a_closed_one(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(TwinlineError, match="may not be written to"):
+        writable_folder(tmp_path / "a", "--output")
+
+
+@pytest.mark.parametrize("content", ["grüße\r\n", b"\x00\xff"])
+def test_write_whole_writes_exactly(tmp_path: Path, content: str | bytes) -> None:
+    path = tmp_path / "deep" / "file"
+    write_whole(path, "before")
+    write_whole(path, content)
+    assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert names(path.parent) == ["file"]
+
+
+def test_write_whole_keeps_the_old_content_on_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write_whole(path, "old")
+
+    def full(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(TwinlineError, match="no space is left"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
