@@ -1,4 +1,4 @@
-"""Texts to token ids, and token ids to batches: by token count, under a budget, in a known order."""
+"""Texts to token ids, and token ids to batches by their count, under a budget, in known order."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import TwinlineError
+from .text import clean_text
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -39,22 +40,12 @@ def load_tokenizer(folder: str | Path) -> Any:
     return tokenizer
 
 
-def clean(text: str) -> str:
-    """``text`` with lone surrogates, which no tokenizer can read, as U+FFFD."""
-    try:
-        text.encode()
-        return text
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def token_ids(tokenizer: Any, texts: Sequence[str], others: Sequence[str] | None = None) -> list[list[int]]:
-    """Token ids of every text (or pair of texts), special tokens included, nothing cut."""
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of every text, special tokens included, nothing cut."""
     if not texts:
         return []
-    pair = None if others is None else [clean(t) for t in others]
     made = tokenizer(
-        [clean(t) for t in texts], pair, truncation=False, padding=False,
+        [clean_text(t) for t in texts], truncation=False, padding=False,
         return_attention_mask=False, return_token_type_ids=False, verbose=False,
     )  # fmt: skip
     ids: list[list[int]] = made["input_ids"]

@@ -115,7 +115,7 @@ def convert(name_or_path: str | Path, attention: str = "linear", **options: Any)
     kind = source.get("model_type")
     if kind == TwinlineConfig.model_type:
         return reconvert(folder, attention, options)
-    names = CONVERTIBLE.get(kind)
+    names = CONVERTIBLE.get(str(kind))
     if names is None:
         raise TwinlineError(
             f"A model of type {kind!r} ({folder}) cannot be converted; those that can: "
@@ -155,7 +155,8 @@ def convert(name_or_path: str | Path, attention: str = "linear", **options: Any)
                 name = f"{theirs}{getattr(names, ours)}.{part}"
                 state[f"layers.{i}.{ours}.{part}"] = tensors.pop(name)
     load_state(model, state, folder)
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def reconvert(folder: Path, attention: str, options: dict[str, Any]) -> TwinlineModel:
@@ -172,7 +173,8 @@ def reconvert(folder: Path, attention: str, options: dict[str, Any]) -> Twinline
         if name in ours and ours[name].shape == tensor.shape
     }
     load_state(model, state, folder)
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def load_state(model: TwinlineModel, state: dict[str, Tensor], folder: Path) -> None:
@@ -250,7 +252,7 @@ def transfer(
     added = [p for n, p in model.named_parameters() if ".attention." in n]
     if not added or not options.steps:  # softmax, elu, relu and exp learn nothing
         return Run()
-    tokenizer = tokenizer or load_tokenizer(model.name_or_path)
+    tokenizer = tokenizer or load_tokenizer(model.name_or_path or "")
     table = model.config.position_table
     if not texts:
         raise TwinlineError("Attention transfer needs text: the source has no line of it.")
@@ -276,7 +278,7 @@ def transfer(
         inputs = (*pad(rows, model.config.pad_token_id), block, alone)
         return Batch(inputs, pairs=len(rows), tokens=sum(map(len, rows)))
 
-    def loss(layers: TwinlineModel, inputs: tuple[Tensor, Tensor, int, bool]) -> Tensor:
+    def loss(layers: Any, inputs: tuple[Tensor, Tensor, int, bool]) -> Tensor:
         ids, mask, block, alone = inputs
         device = model.device
         return transfer_loss(layers, ids.to(device), mask.to(device), options.mass, block, alone)
@@ -333,7 +335,7 @@ def transfer_loss(
     losses = []
     with torch.no_grad():
         x = model.embeddings(ids, real, None)
-    for layer in model.layers:
+    for layer in model.each_layer():
         with torch.no_grad():
             q, k, v = layer.split(x)
             exact = softmax_attention(q, k, v, mask)  # (b, h, n, d)

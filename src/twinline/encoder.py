@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .batching import budget_batches, distinct, load_tokenizer, pad, token_ids
@@ -77,7 +77,7 @@ class Encoder:
         if isinstance(model, TwinlineModel):
             self.model = model
             if tokenizer is None:
-                folder = find_model(model.name_or_path)
+                folder = find_model(model.name_or_path or "")
         else:
             folder = find_model(model)
             if read_config(folder).get("model_type") == TwinlineConfig.model_type:
@@ -107,19 +107,19 @@ class Encoder:
     @property
     def dimension(self) -> int:
         """Width of a vector."""
-        return self.model.config.projection_dim
+        return int(self.model.config.projection_dim)
 
     def get_embedding_dimension(self) -> int:
         """Width of a vector, under sentence-transformers' name."""
         return self.dimension
 
     def to(self, device: str | torch.device) -> Encoder:
-        self.model.to(device)
+        nn.Module.to(self.model, device)
         self.head.to(device)
         return self
 
     def eval(self) -> Encoder:
-        self.model.eval()
+        self.model.train(False)
         self.head.eval()
         return self
 
@@ -128,9 +128,7 @@ class Encoder:
 
         Raises: TwinlineError if it cannot be written; nothing half-written is left.
         """
-        save_folder(
-            path, self.model, self.tokenizer, self.similarity_name, self.head, self.prompts
-        )
+        save_folder(path, self.model, self.tokenizer, self.similarity_name, self.head, self.prompts)
 
     def tokenize(
         self, texts: Sequence[str], on_overflow: str | None = None

@@ -19,6 +19,8 @@ from .model import TwinlineModel
 from .statistics import Correlation, correlation
 from .teacher import Teacher
 
+Scores = NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -26,7 +28,7 @@ class Evaluation:
 
     pearson: Correlation
     spearman: Correlation
-    scores: NDArray[np.float64]
+    scores: Scores
     """What was predicted, (pairs,): for paired differences."""
 
 
@@ -35,12 +37,20 @@ def evaluate(scorer: Encoder | Teacher, pairs: Pairs, resamples: int = 2000) -> 
 
     Raises: TwinlineError if the pairs have no scores or all the same one.
     """
+    return against_labels(predict(scorer, pairs), pairs, resamples)
+
+
+def predict(scorer: Encoder | Teacher, pairs: Pairs) -> Scores:
+    """Scores (pairs,) of an encoder or a teacher."""
+    if isinstance(scorer, Teacher):
+        return scorer.predict(list(zip(pairs.sentence1, pairs.sentence2, strict=True)))
+    return np.asarray(scorer.score(pairs.sentence1, pairs.sentence2), dtype=np.float64)
+
+
+def against_labels(scores: Scores, pairs: Pairs, resamples: int = 2000) -> Evaluation:
+    """What ``evaluate`` returns, of scores already made."""
     if pairs.score is None:
         raise TwinlineError(f"{pairs.name} has no scores to evaluate against.")
-    if isinstance(scorer, Teacher):
-        scores = scorer.predict(list(zip(pairs.sentence1, pairs.sentence2, strict=True)))
-    else:
-        scores = np.asarray(scorer.score(pairs.sentence1, pairs.sentence2), dtype=np.float64)
     return Evaluation(
         correlation(scores, pairs.score, "pearson", resamples),
         correlation(scores, pairs.score, "spearman", resamples),
@@ -53,8 +63,8 @@ def hybrids(model: TwinlineModel) -> list[HybridAttention]:
 
     Raises: TwinlineError if it has none.
     """
-    found = [layer.attention for layer in model.layers]
-    if not all(isinstance(attention, HybridAttention) for attention in found):
+    found = [a for layer in model.each_layer() if isinstance(a := layer.attention, HybridAttention)]
+    if not found:
         raise TwinlineError(f"A model with {model.config.attention} attention has no hybrid layer.")
     return found
 

@@ -22,7 +22,6 @@ HEAD_CONFIG = "similarity.json"
 HEAD_WEIGHTS = "similarity.safetensors"
 
 
-
 def module(number: int, name: str, path: str) -> dict[str, Any]:
     return {
         "idx": number,
@@ -131,5 +130,3 @@ def load_prompts(folder: Path) -> dict[str, str]:
         return {}
     prompts = json.loads(file.read_text(encoding="utf-8")).get("prompts") or {}
     return {name: text for name, text in prompts.items() if text}
-
-

@@ -25,7 +25,6 @@ from .files import writable_folder, write_whole
 from .options import LoopOptions
 from .progress import Progress
 
-
 Weights = dict[str, Tensor]
 
 
@@ -48,7 +47,8 @@ class Record:
     pairs: int
     tokens: int
     seconds: float
-    loss: float
+    loss: float | None
+    """None before the first step."""
     learning_rate: float
     validation: float | None = None
     """What ``evaluate`` returned: validation Pearson for students and teachers."""
@@ -120,6 +120,11 @@ def train(
     run, best = keeper.resume() if keeper else (Run(), None)
     parameters = [p for p in module.parameters() if p.requires_grad]
 
+    if evaluate is not None and options.evaluate_every and not run.log:
+        wrapped.eval()  # where the curve starts
+        with torch.no_grad():
+            start = Record(0, 0, 0, 0.0, None, 0.0, evaluate())
+        run.log.append(start)
     with Progress(title, total=options.steps, done=run.step, show=show_progress) as progress:
         while run.step < options.steps and not run.stopped:
             started = time.perf_counter()

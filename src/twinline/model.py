@@ -6,8 +6,9 @@ Read top to bottom: configuration, embeddings, a layer, the model. Shapes stand 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .attention import ATTENTION, FEATURE_MAPS, AttentionSpec
 from .errors import TwinlineError
-from .options import AttentionOptions, ModelOptions
+from .options import AttentionOptions, ModelOptions, at_least, share
 from .pooling import POOLINGS
 
 POSITION_RULES = ("tiled", "interpolated")
@@ -39,6 +40,12 @@ class TwinlineConfig(PreTrainedConfig):
     """
 
     model_type = "twinline"
+    # Set from ModelOptions; named here for readers and type checkers.
+    attention: str
+    feature_map: str
+    position_rule: str
+    position_period: int | None
+    pooling: str
 
     def __init__(
         self,
@@ -77,6 +84,10 @@ class TwinlineConfig(PreTrainedConfig):
         one_of("feature_map", self.feature_map, FEATURE_MAPS)
         one_of("position_rule", self.position_rule, POSITION_RULES)
         one_of("pooling", self.pooling, POOLINGS)
+        one_of("hidden_act", hidden_act, ACT2FN)
+        at_least(self, 1, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        at_least(self, 1, "intermediate_size", "type_vocab_size", "position_table")
+        share(self, "hidden_dropout_prob")
         if hidden_size % num_attention_heads:
             raise TwinlineError(
                 f"hidden_size ({hidden_size}) must be a multiple of num_attention_heads "
@@ -207,9 +218,10 @@ class TwinlineModel(PreTrainedModel):
     def __init__(self, config: TwinlineConfig) -> None:
         super().__init__(config)
         self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        layers = [Layer(config, i) for i in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList(layers)
         self.pool = POOLINGS[config.pooling].pool
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -223,17 +235,18 @@ class TwinlineModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif hasattr(module, "reset"):  # feature maps, slopes and gains know how they start
-            module.reset()
+        elif reset := getattr(module, "reset", None):  # maps, slopes and gains know their start
+            reset()
 
     @classmethod
-    def from_pretrained(cls, path: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """As in transformers, but a checkpoint that lacks a tensor is refused, not filled up.
 
         Raises: TwinlineError naming the missing tensors.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         if missing := sorted(info["missing_keys"]):
             names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             raise TwinlineError(
@@ -242,11 +255,15 @@ class TwinlineModel(PreTrainedModel):
             )
         return (model, info) if wants_info else model
 
+    def each_layer(self) -> Iterator[Layer]:
+        """The layers, first to last, by their own type."""
+        return cast(Iterator[Layer], iter(self.layers))
+
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.word
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embeddings.word = value
+        self.embeddings.word = cast(nn.Embedding, value)
 
     def forward(
         self,
@@ -262,7 +279,7 @@ class TwinlineModel(PreTrainedModel):
         x = self.embeddings(input_ids, real, token_type_ids)  # (b, n, hidden)
         states = [x]
         keep = output_hidden_states or POOLINGS[self.config.pooling].layers > 1
-        for layer in self.layers:
+        for layer in self.each_layer():
             x = layer(x, mask)
             states = [*states, x] if keep else [x]
         vector = self.pool(states, real)  # (b, projection_dim)

@@ -6,7 +6,7 @@ heavy, so that ``twinline --help`` is instant.
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
@@ -279,7 +279,7 @@ def build(kind: type[Options], values: dict[str, Any], where: str) -> Options:
     Raises: TwinlineError naming ``where``, the key and what is allowed.
     """
     hints = get_type_hints(kind)
-    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    known = {f.name: f for f in fields(kind)}
     made: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
@@ -322,9 +322,3 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise TwinlineError(f"The recipe {path} holds no options (name: value lines).")
     return values
-
-
-def default(kind: type, name: str) -> Any:
-    """The default of an option."""
-    found = next(f for f in fields(kind) if f.name == name)
-    return found.default if found.default is not MISSING else found.default_factory()  # type: ignore[misc]

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -110,9 +110,8 @@ def run_arm(arm: Arm, seed: int, root: Path, recipes: Path) -> None:
         recipe: DistillRecipe = read_recipe(DistillRecipe, recipes / arm.recipe)
         recipe = replace(recipe, train=replace(recipe.train, seed=seed))
         if arm.base:
-            recipe = replace(
-                recipe, base=str(place / arm.base / "model"), transfer=replace(recipe.transfer, steps=0)
-            )
+            none = replace(recipe.transfer, steps=0)  # the base arm has done it
+            recipe = replace(recipe, base=str(place / arm.base / "model"), transfer=none)
         scorer, _ = student(
             recipe, work, teacher=teacher_of(arm.teacher) if arm.teacher else None,
             twin=Encoder(place / arm.twin / "model") if arm.twin and recipe.train.match else None,
@@ -149,10 +148,10 @@ def run_all(arms: tuple[Arm, ...], seeds: list[int], root: Path, recipes: Path, 
                     command = [sys.executable, "-m", "twinline.quality", "--output", str(root)]
                     command += ["--recipes", str(recipes), "--run", arm.name, str(seed)]
                     threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-                    running[seed, arm.name] = (
-                        subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | threads),
-                        file,
+                    process = subprocess.Popen(
+                        command, stdout=file, stderr=file, env=os.environ | threads
                     )
+                    running[seed, arm.name] = (process, file)
             time.sleep(0.5)
             for (seed, name), (process, file) in list(running.items()):
                 if process.poll() is None:
@@ -169,8 +168,10 @@ def run_all(arms: tuple[Arm, ...], seeds: list[int], root: Path, recipes: Path, 
                     f"test {result['test']['pearson']:.4f}, {result['seconds']:.0f} s",
                     flush=True,
                 )
-            if not running and waiting and not any(
-                all(done(s, need) for need in arm.needs) for s, arm in waiting
+            if (
+                not running
+                and waiting
+                and not any(all(done(s, need) for need in arm.needs) for s, arm in waiting)
             ):
                 names = sorted({arm.name for _, arm in waiting})
                 raise TwinlineError(f"{', '.join(names)} need arms that were left out.")
@@ -197,7 +198,9 @@ def rows(arms: tuple[Arm, ...], seeds: list[int], root: Path) -> list[dict[str, 
                     "arm": arm.name,
                     "split": split,
                     "pearson": round(float(pearson.mean()), 5),
-                    "pearson_sd": round(float(pearson.std(ddof=1)), 5) if len(results) > 1 else None,
+                    "pearson_sd": round(float(pearson.std(ddof=1)), 5)
+                    if len(results) > 1
+                    else None,
                     "spearman": round(float(spearman.mean()), 5),
                     "seeds": len(results),
                     "recipe": f"recipes/{arm.recipe}" if arm.recipe else " + ".join(arm.teacher),

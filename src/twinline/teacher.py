@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .batching import budget_batches, clean, load_tokenizer, pad
+from .batching import budget_batches, load_tokenizer, pad
 from .cache import Pair, ScoreCache
 from .encoder import Encoder, Ranked
 from .errors import TwinlineError
@@ -26,6 +26,7 @@ from .files import fingerprint, whole_folder
 from .model import TwinlineConfig
 from .progress import Progress
 from .sources import find_model, read_config
+from .text import clean_text
 
 Scale = str | tuple[float, float]
 Scores = NDArray[np.float64]
@@ -72,7 +73,7 @@ class Scorer(Protocol):
 def pair_rows(tokenizer: Any, pairs: Sequence[Pair]) -> list[tuple[list[int], list[int]]]:
     """Token ids and token types of pairs read together, nothing cut."""
     made = tokenizer(
-        [clean(a) for a, _ in pairs], [clean(b) for _, b in pairs], truncation=False,
+        [clean_text(a) for a, _ in pairs], [clean_text(b) for _, b in pairs], truncation=False,
         padding=False, return_attention_mask=False, return_token_type_ids=True, verbose=False,
     )  # fmt: skip
     return list(zip(made["input_ids"], made["token_type_ids"], strict=True))
@@ -182,7 +183,7 @@ class CrossEncoderScorer:
     def windows(self, pair: Pair, limit: int) -> list[tuple[list[int], list[int]]]:
         """A long pair as rows that fit: its first windows, or every pair of windows."""
         plain = self.tokenizer(
-            [clean(text) for text in pair], add_special_tokens=False, truncation=False,
+            [clean_text(text) for text in pair], add_special_tokens=False, truncation=False,
             return_offsets_mapping=True, verbose=False,
         )  # fmt: skip
         counts = [len(ids) for ids in plain["input_ids"]]
@@ -192,7 +193,7 @@ class CrossEncoderScorer:
         sizes = [small, room - small] if counts[0] <= counts[1] else [room - small, small]
         cut: list[list[str]] = []
         for side in (0, 1):
-            offsets, text = plain["offset_mapping"][side], clean(pair[side])
+            offsets, text = plain["offset_mapping"][side], clean_text(pair[side])
             starts = range(0, max(1, counts[side]), max(1, sizes[side]))
             if self.on_overflow != "windows":
                 starts = range(1)
@@ -288,7 +289,8 @@ class Teacher:
     def add_folder(self, folder: Path, declared: Any) -> None:
         scorer: Scorer
         if read_config(folder).get("model_type") == TwinlineConfig.model_type:
-            scorer = TwinScorer(Encoder(folder, device=self.device), check_scale(declared or "unit"))
+            twin = Encoder(folder, device=self.device)
+            scorer = TwinScorer(twin, check_scale(declared or "unit"))
         elif declared is None:
             raise TwinlineError(
                 f"The score scale of {folder} is not declared: give scale='logit', 'unit' or "

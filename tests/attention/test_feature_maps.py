@@ -40,7 +40,8 @@ FORMULAS = {
 @pytest.mark.parametrize("role", ["query", "key"])
 @pytest.mark.parametrize("name", FEATURE_MAPS)
 def test_formula_sign_and_width(name: str, role: str, feature_dim: int | None) -> None:
-    made = FEATURE_MAPS[name](AttentionSpec(2, DIM, feature_dim=feature_dim), role).double()
+    spec = AttentionSpec(heads=2, head_dim=DIM, feature_dim=feature_dim)
+    made = FEATURE_MAPS[name](spec, role).double()
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(3, 2, 4, DIM, generator=generator).double()
     with torch.no_grad():
@@ -56,7 +57,7 @@ def test_formula_sign_and_width(name: str, role: str, feature_dim: int | None) -
 
 @pytest.mark.parametrize("name", ["hedgehog", "gated"])
 def test_maps_start_at_the_scaled_identity_and_go_back_to_it(name: str) -> None:
-    spec = AttentionSpec(2, DIM, feature_dim=2 * DIM)
+    spec = AttentionSpec(heads=2, head_dim=DIM, feature_dim=2 * DIM)
     query, key = FEATURE_MAPS[name](spec, "query"), FEATURE_MAPS[name](spec, "key")
     start = {n: p.detach().clone() for n, p in key.named_parameters()}
     torch.testing.assert_close(start["weight"][1, :, :DIM], torch.eye(DIM) * DIM**-0.25)
@@ -74,7 +75,7 @@ def test_maps_start_at_the_scaled_identity_and_go_back_to_it(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", FEATURE_MAPS)
 def test_large_inputs_stay_finite(name: str, dtype: torch.dtype) -> None:
-    made = FEATURE_MAPS[name](AttentionSpec(2, DIM), "key").to(dtype)
+    made = FEATURE_MAPS[name](AttentionSpec(heads=2, head_dim=DIM), "key").to(dtype)
     x = torch.tensor([1e4, -1e4, 30.0, 0.0, -30.0], dtype=dtype).expand(1, 2, 3, DIM).clone()
     x.requires_grad_()
     made(x).float().square().sum().backward()

@@ -8,8 +8,9 @@ import pyarrow as arrow
 import pytest
 from pyarrow import parquet
 
-from twinline.data import builtin_pairs, clean_text, load_texts, sentences, stretches
+from twinline.data import builtin_pairs, load_texts, sentences, stretches
 from twinline.errors import TwinlineError
+from twinline.text import clean_text
 
 
 @pytest.mark.parametrize(

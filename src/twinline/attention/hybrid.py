@@ -7,8 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .feature_maps import FEATURE_MAPS
-from .linear import TINY
 from .spec import AttentionSpec, masked, real_first, reorder
+
+LEAST_MASS = 1e-30
+"""Far mass below it counts as none: its logarithm's gradient would overflow."""
 
 
 def hybrid_attention(
@@ -77,16 +79,20 @@ def hybrid_attention(
     if near is not None:
         out = out * near.any(dim=-1, keepdim=True).to(v.dtype)
 
+    never = torch.finfo(wide).min
     if blocks <= neighbours + 1:
-        log_odds = torch.full_like(log_near, -torch.finfo(wide).max)
+        # Through ``log_weight``, so that a batch of short texts alone has a (zero) gradient too.
+        log_odds = 0 * blocked(log_weight).to(wide) + never
     else:
         qf, kf = blocked(q_features), blocked(masked(k_features, mask))
         state = (kf.transpose(-1, -2) @ vb).to(wide)  # (batch, heads, blocks, features, head_dim)
         total = kf.sum(dim=-2, dtype=wide).unsqueeze(-1)  # (batch, heads, blocks, features, 1)
         far = others(torch.cat([state, total], dim=-1), neighbours).to(v.dtype)
         sums = (qf @ far).to(wide)  # (batch, heads, blocks, block, head_dim + 1)
-        mass = sums[..., -1:].clamp_min(TINY)
+        some = sums[..., -1:] > LEAST_MASS  # False where the row has no far token
+        mass = sums[..., -1:].where(some, 1.0)
         log_odds = torch.log(mass) + blocked(log_weight).to(wide) - log_near
+        log_odds = log_odds.where(some, never)
         share = torch.sigmoid(log_odds)
         out = ((1 - share) * out.to(wide) + share * (sums[..., :-1] / mass)).to(v.dtype)
 

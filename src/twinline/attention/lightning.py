@@ -16,7 +16,7 @@ from .spec import AttentionSpec, masked, real_first, reorder
 
 
 def slopes(spec: AttentionSpec) -> Tensor:
-    """``s_h = decay · 8h/H · (1 − l/L)`` for heads h = 0..H−1 in layer l of L: (heads,).
+    """``s_h = decay · 8h/H · (1 - l/L)`` for heads h = 0..H-1 in layer l of L: (heads,).
 
     TransNormerLLM's formula (arXiv 2307.14995, eq. 9) times ``decay``; head 0 never decays.
     """
@@ -27,7 +27,7 @@ def slopes(spec: AttentionSpec) -> Tensor:
 def lightning_sums(
     q_features: Tensor, k_features: Tensor, v: Tensor, slope: Tensor, tile: int
 ) -> Tensor:
-    """``Σ_j exp(−s_h |i−j|) (φ(q_i)·φ(k_j)) v_j`` for every i, in N · tile.
+    """``Σ_j exp(-s_h |i-j|) (φ(q_i)·φ(k_j)) v_j`` for every i, in N · tile.
 
     Args:
         q_features, k_features: (batch, heads, length, features).
@@ -61,7 +61,7 @@ def lightning_sums(
     step = torch.exp(-s * 1.0)[:, :, None].to(v.dtype)  # (heads, 1, 1): into the next tile
     across = torch.exp(-s * tile)[:, :, None]  # (heads, 1, 1)
     wide = torch.promote_types(v.dtype, torch.float32)
-    ahead = ((kt * to_end).transpose(-1, -2) @ vt).to(wide)  # (batch, heads, tiles, features, width)
+    ahead = ((kt * to_end).transpose(-1, -2) @ vt).to(wide)  # (b, h, tiles, f, width)
     behind = ((kt * to_start).transpose(-1, -2) @ vt).to(wide)
 
     def running(states: Tensor, order: range) -> Tensor:
@@ -90,8 +90,8 @@ def lightning_attention(
     """Decayed linear attention, normalised by the decayed denominator or, with ``gain``, by RMS.
 
     With ``gain`` (heads, head_dim) the sums are divided by their root mean square over head_dim in
-    fp32 (TransNormer, arXiv 2210.10340); without it by ``Σ_j exp(−s_h |i−j|) φ(q_i)·φ(k_j)``.
-    ``|i−j|`` counts real tokens. Shapes as ``linear_attention``.
+    fp32 (TransNormer, arXiv 2210.10340); without it by ``Σ_j exp(-s_h |i-j|) φ(q_i)·φ(k_j)``.
+    ``|i-j|`` counts real tokens. Shapes as ``linear_attention``.
     """
     order = None if mask is None else real_first(mask)
     k_features = masked(k_features, mask)
@@ -116,8 +116,13 @@ class LightningAttention(nn.Module):
         self.spec = spec
         self.q_map = FEATURE_MAPS[spec.feature_map](spec, "query")
         self.k_map = FEATURE_MAPS[spec.feature_map](spec, "key")
-        # The slope is this parameter squared: never negative, and a head at 0 stays there.
-        self.root_slope = nn.Parameter(torch.empty(spec.heads), requires_grad=spec.learn_decay)
+        # The slope is its square: never negative, and a head at 0 stays there. A fixed one is a
+        # buffer: loading a checkpoint makes every parameter trainable.
+        self.root_slope: Tensor
+        if spec.learn_decay:
+            self.root_slope = nn.Parameter(torch.empty(spec.heads))
+        else:
+            self.register_buffer("root_slope", torch.empty(spec.heads))
         if spec.normalisation == "rms":
             self.gain: nn.Parameter | None = nn.Parameter(torch.empty(spec.heads, spec.head_dim))
         else:

@@ -41,11 +41,11 @@ def lightning(
     mask: Tensor,
     gain: Tensor | None = None,
 ) -> Tensor:
-    """``Σ_j exp(−s_h|i−j|) φ(q_i)·φ(k_j) v_j`` over its own denominator or, with gain, its RMS."""
+    """``Σ_j exp(-s_h|i-j|) φ(q_i)·φ(k_j) v_j`` over its own denominator or, with gain, its RMS."""
     place = places(mask).to(v.dtype)
     distance = (place[:, :, None] - place[:, None, :]).abs()[:, None]  # (batch, 1, length, length)
-    weights = q_features @ k_features.transpose(-1, -2) * torch.exp(
-        -slope[:, None, None] * distance
+    weights = (
+        q_features @ k_features.transpose(-1, -2) * torch.exp(-slope[:, None, None] * distance)
     )
     if gain is None:
         return weighted(weights, v, mask)

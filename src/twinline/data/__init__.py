@@ -2,18 +2,18 @@
 
 from .builtin import builtin_pairs
 from .pairs import TASKS, Pairs, Task, load, load_pairs, load_task
-from .texts import clean_text, load_texts, sentences, stretches
+from .texts import load_texts, read_texts, sentences, stretches
 
 __all__ = [
     "TASKS",
     "Pairs",
     "Task",
     "builtin_pairs",
-    "clean_text",
     "load",
     "load_pairs",
     "load_task",
     "load_texts",
+    "read_texts",
     "sentences",
     "stretches",
 ]

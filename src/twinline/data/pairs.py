@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TwinlineError
-from .texts import PAIR_COLUMNS, Source, Table, data_folder, read_table
+from .tables import PAIR_COLUMNS, Source, Table, read_table
+from .texts import data_folder
 
 Scale = tuple[float, float]
 

@@ -1,53 +1,19 @@
-"""Texts out of files: tables of any format with the place of every row, prose, sentences."""
+"""Unlabelled texts: lines, columns, documents; sentences and stretches of prose."""
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from ..errors import TwinlineError
-
-PAIR_COLUMNS = (
-    ("sentence1", "sentence2"),
-    ("text1", "text2"),
-    ("question1", "question2"),
-    ("premise", "hypothesis"),
-    ("question", "sentence"),
-)
-"""Names that the two texts of a pair go by; the first that a table has are taken."""
+from ..text import clean_text
+from .tables import Source, existing_file, read_table, unreadable
 
 DOCUMENTS = {"novels": "train", "qmsum": "train-documents", "squality": "train-documents"}
 """Collections of documents below TWINLINE_DATA, and the file of each that is for training."""
-
-
-@runtime_checkable
-class Dataset(Protocol):
-    """As much of ``datasets.Dataset`` as is used here, so that it need not be imported."""
-
-    @property
-    def column_names(self) -> list[str]: ...
-    def __getitem__(self, name: str, /) -> Iterable[object]: ...
-
-
-Source = str | Path | Dataset
-
-_UNFIT = re.compile("[\0\ud800-\udfff]")
-
-
-def clean_text(text: str) -> str:
-    """Replace what tokenizers cannot take, NUL and lone surrogates, by U+FFFD each."""
-    if not _UNFIT.search(text):
-        return text
-    # UTF-16 joins what is a pair of surrogates and replaces only the lone ones.
-    units = text.replace("\0", "\ufffd").encode("utf-16-le", "surrogatepass")
-    return units.decode("utf-16-le", "replace")
 
 
 def data_folder(data: str | Path | None = None) -> Path | None:
@@ -64,167 +30,6 @@ def data_folder(data: str | Path | None = None) -> Path | None:
         option = "data" if data else "TWINLINE_DATA"
         raise TwinlineError(f"{option} is {named}, which is not a folder: correct or unset it.")
     return folder
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns of equal length, and where each row stands in what they were read from."""
-
-    source: str
-    columns: dict[str, list[object]]
-    unit: str = "row"
-    """What ``numbers`` count: the lines of a text file, or rows."""
-    numbers: Sequence[int] | None = None
-    """One-based place of each row; None where row i is simply number i + 1."""
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values()), []))
-
-    def place(self, row: int) -> str:
-        """``pairs.csv, line 3``: where ``row`` (from 0) stands."""
-        number = row + 1 if self.numbers is None else self.numbers[row]
-        return f"{self.source}, {self.unit} {number}"
-
-    def texts(self, column: str) -> list[str]:
-        """The cells of a column, cleaned; TwinlineError where one is not a text."""
-        for row, cell in enumerate(self.columns[column]):
-            if not isinstance(cell, str):
-                found = "is missing" if cell is None else f"is {cell!r:.40}, which is not a text"
-                raise TwinlineError(
-                    f"{self.place(row)}: {column} {found}; give a text (it may be empty) or "
-                    "remove the row."
-                )
-        return [clean_text(str(cell)) for cell in self.columns[column]]
-
-    def pair_columns(self) -> tuple[str, str] | None:
-        """The first of PAIR_COLUMNS that the table has."""
-        return next((pair for pair in PAIR_COLUMNS if set(pair) <= set(self.columns)), None)
-
-
-def read_table(source: Source) -> Table:
-    """Read a CSV, TSV, JSONL or Parquet file, or a ``datasets.Dataset``, whole.
-
-    Raises:
-        TwinlineError: the file is missing, empty, unreadable, damaged or of another kind.
-    """
-    if not isinstance(source, (str, Path)):
-        if not isinstance(source, Dataset) or not isinstance(source.column_names, list):
-            raise TwinlineError(
-                f"A {type(source).__name__} is not a table: give a path or one split of a data "
-                "set, as in dataset['train']."
-            )
-        columns = {name: list(source[name]) for name in source.column_names}
-        return _not_empty(Table("the data set", columns))
-    path = existing_file(source)
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise TwinlineError(
-            f"{path}: the extension {path.suffix!r} is not known; give one of "
-            f"{', '.join(_READERS)}."
-        )
-    try:
-        return _not_empty(reader(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(path, error) from error
-
-
-def existing_file(source: str | Path) -> Path:
-    """The path of a file that is there and not empty; TwinlineError otherwise."""
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise TwinlineError(f"There is no file {source}: check the path.")
-    if path.is_dir():
-        raise TwinlineError(f"{source} is a folder: name a file in it.")
-    if not path.stat().st_size:
-        raise TwinlineError(f"{source} is empty: give a file with at least one row.")
-    return path
-
-
-def unreadable(path: Path, error: OSError | UnicodeDecodeError) -> TwinlineError:
-    if isinstance(error, UnicodeDecodeError):
-        return TwinlineError(f"{path} is not UTF-8 text: save it as UTF-8.")
-    return TwinlineError(f"{path} cannot be read ({error.strerror or error}): check the file.")
-
-
-def _not_empty(table: Table) -> Table:
-    if not len(table):
-        raise TwinlineError(f"{table.source} is empty: give at least one row.")
-    return table
-
-
-def _read_separated(path: Path, separator: str) -> Table:
-    # The csv module refuses cells above 128 KiB, which long documents pass; the limit is global.
-    limit = csv.field_size_limit(2**31 - 1)
-    # utf-8-sig: spreadsheets put a byte order mark first. strict: without it, a quote that is
-    # never closed swallows the rest of the file in silence.
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file, delimiter=separator, strict=True)
-            header, rows, numbers = next(lines, []), [], []
-            if len(set(header)) < len(header):
-                raise TwinlineError(f"{path} has two columns of one name: rename one of them.")
-            start = lines.line_num + 1
-            for row in lines:
-                if len(row) > len(header):
-                    raise TwinlineError(
-                        f"{path}, line {start}: {len(row)} cells but {len(header)} columns; put "
-                        f"texts that contain {separator!r} between double quotes."
-                    )
-                if row:
-                    rows.append(row + [None] * (len(header) - len(row)))
-                    numbers.append(start)
-                start = lines.line_num + 1
-    except csv.Error as error:
-        raise TwinlineError(
-            f"{path}, line {lines.line_num}: {error}; write a double quote inside a quoted text "
-            "twice, or give JSONL."
-        ) from error
-    finally:
-        csv.field_size_limit(limit)
-    columns: dict[str, list[object]] = {
-        name: [row[i] for row in rows] for i, name in enumerate(header)
-    }
-    return Table(str(path), columns, "line", numbers)
-
-
-def _read_jsonl(path: Path) -> Table:
-    rows: list[dict[str, object]] = []
-    numbers: list[int] = []
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError):
-                row = None
-            if not isinstance(row, dict):
-                raise TwinlineError(
-                    f"{path}, line {number} is not a JSON object: write one object a line."
-                )
-            rows.append(row)
-            numbers.append(number)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return Table(str(path), {n: [row.get(n) for row in rows] for n in names}, "line", numbers)
-
-
-def _read_parquet(path: Path) -> Table:
-    import pyarrow as arrow
-    from pyarrow import parquet
-
-    try:
-        table = parquet.ParquetFile(path).read()
-    except arrow.ArrowException as error:
-        raise TwinlineError(f"{path} is not a sound Parquet file: write it anew.") from error
-    return Table(str(path), {name: table[name].to_pylist() for name in table.column_names})
-
-
-_READERS: dict[str, Callable[[Path], Table]] = {
-    ".csv": lambda path: _read_separated(path, ","),
-    ".tsv": lambda path: _read_separated(path, "\t"),
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
-}
 
 
 def load_texts(
@@ -257,8 +62,17 @@ def load_texts(
     return list(found)
 
 
+def read_texts(source: Source) -> list[str]:
+    """Every text of a source that ``load_texts`` knows: in order, equal and empty ones too.
+
+    Raises:
+        TwinlineError: the source cannot be read.
+    """
+    return list(_texts_of(source))
+
+
 def _texts_of(source: Source) -> Iterable[str]:
-    from . import pairs  # pairs are read with this module's tables, so it cannot be the other way
+    from . import pairs  # the named sets, which read this module's folder in turn
 
     if isinstance(source, str) and source in DOCUMENTS:
         return read_table(_documents(source)).texts("text")

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..batching import ShuffledBatches, distinct, token_ids
+from ..batching import ShuffledBatches, distinct
 from ..data import Pairs
 from ..encoder import Encoder
 from ..errors import TwinlineError
@@ -111,7 +111,7 @@ def distill(
         vectors, scores = module(held["ids"], held["first"], held["second"])
         scores = scores.float()
         task = held["weight"] * (scores - held["label"]).square()
-        total = (task + options.alpha * (scores - held["soft"]).square()).mean()
+        total: Tensor = (task + options.alpha * (scores - held["soft"]).square()).mean()
         if goals is not None:
             unit = nn.functional.normalize(vectors.float(), dim=-1)
             total = total + options.match * (unit - held["goal"]).square().sum(-1).mean()

@@ -11,8 +11,10 @@ from ..data import TASKS, Pairs, load, load_texts
 from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..loop import Run
+from ..model import TwinlineConfig
 from ..options import ConvertRecipe, DataOptions, DistillRecipe
-from ..teacher import Teacher
+from ..sources import find_model, read_config
+from ..teacher import CARD, Teacher
 from .distill import distill
 
 NAMED = {"builtin", *TASKS}
@@ -40,6 +42,22 @@ def converted(
             folder=work and work / "transfer", show_progress=show_progress,
         )  # fmt: skip
     return Encoder(model)
+
+
+def scorer_of(path: str | Path, scale: str | None = None) -> Encoder | Teacher:
+    """A folder as what it is: a twin encoder, or a teacher.
+
+    ``scale`` is for a cross-encoder that does not declare its own.
+    """
+    folder = find_model(path) if not (Path(path) / CARD).is_file() else Path(path)
+    if (folder / CARD).is_file() or scale:
+        return Teacher(folder, scale=scale)
+    if read_config(folder).get("model_type") == TwinlineConfig.model_type:
+        return Encoder(folder)
+    architectures = " ".join(read_config(folder).get("architectures") or [])
+    if "SequenceClassification" in architectures:
+        return Teacher(folder, scale=scale)  # which says that its scale must be declared
+    return Encoder(folder)
 
 
 def student(
@@ -99,5 +117,5 @@ def extra_pairs(recipe: DistillRecipe, teacher: Teacher, show_progress: bool | N
         first += more.sentence1
         second += more.sentence2
     scores = teacher.predict(list(zip(first, second, strict=True)), show_progress=show_progress)
-    named = Pairs(first, second, np.clip(scores, 0, 1), (0.0, 1.0), ", ".join(recipe.extra), "train")
-    return named
+    unit = np.clip(scores, 0, 1)
+    return Pairs(first, second, unit, (0.0, 1.0), ", ".join(recipe.extra), "train")

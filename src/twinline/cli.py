@@ -1,0 +1,288 @@
+"""The command line: one function a verb, no logic.
+
+A user's mistake ends with one sentence on standard error and status 2; Ctrl-C with status 130.
+Every option is a field of a dataclass in ``options``; ``--recipe FILE`` reads them from YAML.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+from cyclopts.exceptions import CycloptsError
+
+from .errors import TwinlineError
+from .options import ConvertRecipe, DistillRecipe, TeachRecipe, read_yaml
+
+Flat = Parameter(name="*")
+
+app = App(
+    name="twinline",
+    help="Distil a slow cross-encoder into a fast twin encoder with linear attention.",
+    help_epilogue="Every training verb takes --recipe FILE.yaml; other options override it.",
+    version_flags=["--version"],
+)
+
+
+@app.command
+def convert(output: Path, *, recipe: Annotated[ConvertRecipe | None, Flat] = None) -> None:
+    """Give a pretrained encoder new attention, and transfer it on unlabelled text (--texts).
+
+    Parameters
+    ----------
+    output
+        Folder of the new model; its checkpoints lie beside it under OUTPUT.work until it is done.
+    """
+    from .files import writable_folder
+    from .training import converted
+
+    folder = writable_folder(output, "output")
+    work = working(folder)
+    encoder = converted(recipe or ConvertRecipe(), work)
+    encoder.save(folder)
+    discard(work)
+    print(f"wrote {output}: {encoder.model.config.attention} attention, width {encoder.dimension}")
+
+
+@app.command
+def teach(output: Path, *, recipe: Annotated[TeachRecipe | None, Flat] = None) -> None:
+    """Fine-tune a cross-encoder on pairs: the teacher.
+
+    Parameters
+    ----------
+    output
+        Folder of the cross-encoder; a stopped run goes on from OUTPUT.work.
+    """
+    from .files import writable_folder
+    from .training import teach as run_teach
+    from .training import training_pairs
+
+    options = recipe or TeachRecipe()
+    folder = writable_folder(output, "output")
+    work = working(folder)
+    pairs, validation = training_pairs(options)
+    run = run_teach(
+        options.base, pairs, folder, validation=validation, options=options.train, folder=work
+    )
+    keep_log(work, folder)
+    print(f"wrote {output}" + best(run))
+
+
+@app.command
+def distill(output: Path, *, recipe: Annotated[DistillRecipe | None, Flat] = None) -> None:
+    """Convert an encoder, transfer its attention and distil a teacher into it.
+
+    Parameters
+    ----------
+    output
+        Folder of the student; a stopped run goes on from OUTPUT.work.
+    """
+    from .files import writable_folder
+    from .training import student
+
+    folder = writable_folder(output, "output")
+    work = working(folder)
+    encoder, run = student(recipe or DistillRecipe(), work)
+    encoder.save(folder)
+    keep_log(work / "distill", folder)
+    discard(work)
+    print(f"wrote {output}" + best(run))
+
+
+@app.command
+def evaluate(
+    model: Path,
+    *,
+    data: str = "stsb",
+    split: str | None = None,
+    scale: tuple[float, float] | None = None,
+    columns: tuple[str, ...] | None = None,
+    teacher_scale: str | None = None,
+    far: bool = True,
+) -> None:
+    """Pearson and Spearman of a twin encoder, or of a teacher, with 95 % bootstrap intervals.
+
+    Parameters
+    ----------
+    model
+        Folder of a twin encoder or of a teacher (a cross-encoder).
+    data
+        A task (stsb, mrpc, qqp, qnli), "builtin", or a CSV, TSV, JSONL or Parquet file.
+    split
+        The task's split; by default the one to validate on.
+    scale
+        Lowest and highest score of a file.
+    columns
+        Names of a file's columns: first text, second text, score.
+    teacher_scale
+        logit or unit: the model is a cross-encoder that does not declare its own.
+    far
+        --no-far switches the linear branch of a hybrid off.
+    """
+    from contextlib import nullcontext
+
+    from .data import load
+    from .evaluate import evaluate as measure
+    from .evaluate import far_off, far_share
+    from .training import scorer_of
+
+    pairs = load(data, split, scale=scale, columns=columns)
+    scorer = scorer_of(model, teacher_scale)
+    hybrid = getattr(getattr(scorer, "model", None), "config", None)
+    is_hybrid = hybrid is not None and hybrid.attention == "hybrid"
+    if not far and not is_hybrid:
+        raise TwinlineError(f"--no-far is for a hybrid; {model} is none.")
+    with nullcontext() if far else far_off(scorer.model):  # type: ignore[union-attr]
+        found = measure(scorer, pairs)
+        print(f"{pairs.name} {pairs.split}, {len(pairs)} pairs")
+        print(f"Pearson  {found.pearson}")
+        print(f"Spearman {found.spearman}")
+        if is_hybrid and far:
+            shares = far_share(scorer, pairs.sentence1 + pairs.sentence2)  # type: ignore[arg-type]
+            print("linear branch's share by layer " + " ".join(f"{s:.3f}" for s in shares))
+
+
+@app.command
+def encode(
+    model: Path,
+    source: str,
+    output: Path,
+    *,
+    on_overflow: Literal["error", "warn", "truncate"] = "error",
+    max_tokens: int | None = None,
+    prompt: str | None = None,
+    normalize: bool = False,
+    max_batch_tokens: int = 16384,
+) -> None:
+    """Vectors of texts, written as a NumPy file (texts, width).
+
+    Parameters
+    ----------
+    model
+        Folder of a twin encoder.
+    source
+        Texts: a .txt file (one a line), or a JSONL, CSV or Parquet file with a column "text".
+    output
+        The .npy file.
+    on_overflow
+        What happens to a text above max_tokens.
+    max_tokens
+        Longest text to read; without it, texts of any length are read whole.
+    prompt
+        Put before every text.
+    normalize
+        Make every vector's length 1.
+    max_batch_tokens
+        Padded tokens in a batch: more needs more memory.
+    """
+    import io
+
+    import numpy as np
+
+    from .data import read_texts
+    from .encoder import Encoder
+    from .files import write_whole
+
+    if output.suffix != ".npy":
+        raise TwinlineError(f"output must be a .npy file, not {output}.")
+    encoder = Encoder(model, max_tokens=max_tokens, on_overflow=on_overflow)
+    texts = read_texts(source)
+    vectors, counts = encoder.encode(
+        texts, prompt=prompt, normalize_embeddings=normalize, show_progress_bar=None,
+        max_batch_tokens=max_batch_tokens, return_token_counts=True,
+    )  # fmt: skip
+    buffer = io.BytesIO()
+    np.save(buffer, vectors)
+    write_whole(output, buffer.getvalue())
+    print(
+        f"wrote {output}: {len(texts)} texts, {int(counts.sum())} tokens "
+        f"(longest {int(counts.max(initial=0))}), width {encoder.dimension}"
+    )
+
+
+@app.command
+def demo(output: Path = Path("twinline-demo"), *, data: str | None = None) -> None:
+    """Teacher, transfer and distillation on STS-B in ten minutes, and what came out of them.
+
+    Parameters
+    ----------
+    output
+        Folder for the models, the table and the picture; finished parts in it are kept.
+    data
+        "stsb" or "builtin"; by default STS-B where it is found, else the built-in set.
+    """
+    from .demo import run_demo
+
+    run_demo(output, data)
+
+
+def working(folder: Path) -> Path:
+    """Where a run keeps its checkpoints until its output is whole."""
+    return folder.with_name(folder.name + ".work")
+
+
+def keep_log(work: Path, folder: Path) -> None:
+    """Move a run's metrics log beside its model, and drop its checkpoints."""
+    log = work / "metrics.jsonl"
+    if log.is_file():
+        os.replace(log, folder / "metrics.jsonl")
+    discard(work)
+
+
+def discard(work: Path) -> None:
+    import shutil
+
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def best(run: Any) -> str:
+    """The best evaluation of a run, in words."""
+    if run.best is None:
+        return ""
+    return f": validation Pearson {run.best:.4f} at step {run.best_step}"
+
+
+def with_recipe(tokens: Sequence[str]) -> list[str]:
+    """``tokens`` without ``--recipe FILE``, whose values become the options' defaults."""
+    from cyclopts.config import Dict
+
+    rest = list(tokens)
+    app.config = []
+    for place, token in enumerate(rest):
+        if token == "--recipe" or token.startswith("--recipe="):
+            value = token.partition("=")[2]
+            taken = 1
+            if not value:
+                if place + 1 == len(rest):
+                    raise TwinlineError("--recipe needs a YAML file.")
+                value, taken = rest[place + 1], 2
+            app.config = [Dict(read_yaml(value), source=value, use_commands_as_keys=False)]
+            return rest[:place] + rest[place + taken :]
+    return rest
+
+
+def main(tokens: Sequence[str] | None = None) -> None:
+    """Entry point of the ``twinline`` command."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        rest = with_recipe(sys.argv[1:] if tokens is None else tokens)
+        app(rest, exit_on_error=False, print_error=False)
+    except (TwinlineError, CycloptsError) as error:
+        # cyclopts wraps what an option's own check raised.
+        cause = error.__cause__ if isinstance(error.__cause__, TwinlineError) else error
+        print(f"twinline: {' '.join(str(cause).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("twinline: stopped; the same command goes on from the last checkpoint.",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
