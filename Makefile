@@ -22,7 +22,7 @@ quality: $(READY)
 	$(BIN)/python -m twinline.quality --output build/quality
 
 bench: $(READY)
-	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/encode.py
 
 # torch first, by pip and pinned: a bare install would bring gigabytes of CUDA libraries.
 $(READY): pyproject.toml constraints.txt

@@ -181,7 +181,7 @@ def test_mistaken_options_are_refused_by_name(option: str, value: Any) -> None:
 
 
 def test_options_that_contradict_each_other_are_refused() -> None:
-    with pytest.raises(TwinlineError, match="top4.*num_hidden_layers is 3"):
+    with pytest.raises(TwinlineError, match=r"top4.*num_hidden_layers is 3"):
         TwinlineConfig(**{**TINY, "num_hidden_layers": 3, "pooling": "top4"})
 
 
@@ -238,3 +238,21 @@ def test_gradients_reach_every_trainable_parameter() -> None:
         model(tokens(13)).pooler_output.square().sum().backward()
         without = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
         assert not without, variant
+
+
+@pytest.mark.parametrize("rule", POSITION_RULES)
+@pytest.mark.parametrize("variant", VARIANTS, ids=name)
+def test_bfloat16_and_autocast_stay_near_fp32(variant: dict, rule: str) -> None:
+    model = tiny(position_rule=rule, **variant)
+    ids, mask = tokens(34).view(2, 17), torch.ones(2, 17)
+    mask[1, 9:] = 0
+    want = model(ids, mask).pooler_output.detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(ids, mask).pooler_output
+    mixed.square().sum().backward()
+    mixed = mixed.detach()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    whole = model.bfloat16()(ids, mask).pooler_output.detach()
+    for got in (mixed, whole):
+        assert got.dtype == torch.float32
+        assert float((got - want).norm() / want.norm()) < 3e-2

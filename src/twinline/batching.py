@@ -29,7 +29,8 @@ def load_tokenizer(folder: str | Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError) as error:
-        raise TwinlineError(f"{folder} has no tokenizer that can be read: {error}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(": ")
+        raise TwinlineError(f"{folder} has no tokenizer that can be read: {reason}.") from error
     # Many checkpoints ship a stored truncation (all-MiniLM-L6-v2's is 128 tokens) that other
     # programs would apply without a word.
     tokenizer.model_max_length = VERY_LARGE_INTEGER

@@ -130,8 +130,8 @@ def evaluate(
     from .evaluate import far_off, far_share
     from .training import scorer_of
 
-    pairs = load(data, split, scale=scale, columns=columns)
     scorer = scorer_of(model, teacher_scale)
+    pairs = load(data, split, scale=scale, columns=columns)
     hybrid = getattr(getattr(scorer, "model", None), "config", None)
     is_hybrid = hybrid is not None and hybrid.attention == "hybrid"
     if not far and not is_hybrid:
@@ -268,9 +268,10 @@ def with_recipe(tokens: Sequence[str]) -> list[str]:
 def main(tokens: Sequence[str] | None = None) -> None:
     """Entry point of the ``twinline`` command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # theirs; ours stay
     try:
         rest = with_recipe(sys.argv[1:] if tokens is None else tokens)
-        app(rest, exit_on_error=False, print_error=False)
+        app(rest, exit_on_error=False, print_error=False, result_action="return_value")
     except (TwinlineError, CycloptsError) as error:
         # cyclopts wraps what an option's own check raised.
         cause = error.__cause__ if isinstance(error.__cause__, TwinlineError) else error

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .batching import budget_batches, distinct, load_tokenizer, pad, token_ids
-from .convert import convert
+from .conversion import convert, load_model
 from .errors import TwinlineError
 from .layout import load_head, load_prompts, save_folder
-from .model import TwinlineConfig, TwinlineModel
+from .model import TwinlineConfig, TwinlineModel, one_of
 from .progress import Progress
 from .similarity import SIMILARITIES
 from .sources import find_model, read_config
@@ -77,6 +77,8 @@ class Encoder:
         if isinstance(model, TwinlineModel):
             self.model = model
             if tokenizer is None:
+                if not model.name_or_path:
+                    raise TwinlineError("This model came from no folder: give its tokenizer too.")
                 folder = find_model(model.name_or_path or "")
         else:
             folder = find_model(model)
@@ -88,14 +90,14 @@ class Encoder:
         width = self.model.config.projection_dim
         self.prompts: dict[str, str] = load_prompts(folder) if folder else {}
         if similarity is not None:
-            if similarity not in SIMILARITIES:
-                known = ", ".join(SIMILARITIES)
-                raise TwinlineError(f"similarity must be one of {known}, not {similarity!r}.")
-            self.similarity_name, self.head = similarity, SIMILARITIES[similarity](width)
-        elif folder and not isinstance(model, TwinlineModel):
-            self.similarity_name, self.head = load_head(folder, width)
-        else:
-            self.similarity_name, self.head = "cosine", SIMILARITIES["cosine"](width)
+            one_of("similarity", similarity, SIMILARITIES)
+        name, head = "cosine", None
+        if folder and not isinstance(model, TwinlineModel):
+            name, head = load_head(folder, width)
+        if head is None or similarity not in (None, name):  # another than the folder's is new
+            name = similarity or name
+            head = SIMILARITIES[name](width)
+        self.similarity_name, self.head = name, head
         self.max_tokens, self.on_overflow = max_tokens, on_overflow
         self.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.eval()
@@ -335,11 +337,16 @@ class Encoder:
         return_documents: bool = False,
         **options: Any,
     ) -> list[Ranked]:
-        """``documents`` by their score with ``query``, best first; ties in the order given."""
+        """``documents`` by their score with ``query``, best first; ties in the order given.
+
+        ``options`` are ``encode``'s for both; a prompt among them is for the documents.
+        """
         if not documents:
             return []
         vectors = self.encode_document(documents, convert_to_tensor=True, **options)
-        scores = self.similarity(self.encode_query(query, convert_to_tensor=True), vectors)[0]
+        shared = {k: v for k, v in options.items() if k not in ("prompt", "prompt_name")}
+        asked = self.encode_query(query, convert_to_tensor=True, **shared)
+        scores = self.similarity(asked, vectors)[0]
         order = torch.sort(scores, descending=True, stable=True).indices[:top_k].tolist()
         return [
             Ranked(i, float(scores[i]), documents[i] if return_documents else None) for i in order
@@ -349,20 +356,3 @@ class Encoder:
 def check_overflow(value: str) -> None:
     if value not in OVERFLOW:
         raise TwinlineError(f"on_overflow must be one of {', '.join(OVERFLOW)}, not {value!r}.")
-
-
-def load_model(folder: Path) -> TwinlineModel:
-    """A saved TwinlineModel.
-
-    Raises: TwinlineError if its weights cannot be read or do not fit its configuration.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        model: TwinlineModel = TwinlineModel.from_pretrained(folder)
-    except TwinlineError:
-        raise
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        words = str(error).strip().splitlines() or [type(error).__name__]
-        raise TwinlineError(f"The model in {folder} cannot be read: {words[0]}") from error
-    return model

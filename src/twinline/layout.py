@@ -14,6 +14,7 @@ from .files import whole_folder
 from .model import TwinlineModel
 from .pooling import POOLINGS
 from .similarity import SIMILARITIES
+from .sources import read_json
 
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"
@@ -100,17 +101,21 @@ def save_folder(
 
 def load_head(folder: Path, width: int) -> tuple[str, nn.Module]:
     """The folder's score head: its kind, and the module with its weights. Cosine if it has none."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     name, outputs = "cosine", 1
     if (folder / HEAD_CONFIG).is_file():
-        name = json.loads((folder / HEAD_CONFIG).read_text())["similarity"]
+        name = read_json(folder / HEAD_CONFIG).get("similarity")
     if name not in SIMILARITIES:
         raise TwinlineError(
             f"{folder / HEAD_CONFIG} names the similarity {name!r}; known: "
             f"{', '.join(SIMILARITIES)}."
         )
-    weights = load_file(folder / HEAD_WEIGHTS) if (folder / HEAD_WEIGHTS).is_file() else {}
+    try:
+        weights = load_file(folder / HEAD_WEIGHTS) if (folder / HEAD_WEIGHTS).is_file() else {}
+    except (SafetensorError, OSError) as error:
+        raise TwinlineError(f"{folder / HEAD_WEIGHTS} cannot be read: {error}.") from error
     if "out.bias" in weights:
         outputs = len(weights["out.bias"])
     head = SIMILARITIES[name](width, outputs)
@@ -128,5 +133,5 @@ def load_prompts(folder: Path) -> dict[str, str]:
     file = folder / PROMPTS
     if not file.is_file():
         return {}
-    prompts = json.loads(file.read_text(encoding="utf-8")).get("prompts") or {}
+    prompts = read_json(file).get("prompts") or {}
     return {name: text for name, text in prompts.items() if text}

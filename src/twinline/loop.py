@@ -113,7 +113,9 @@ def train(
     Returns: the finished run, with the metrics log.
     Raises: TwinlineError if ``folder`` holds another run's checkpoint or the loss is not finite.
     """
-    accelerator = Accelerator(mixed_precision="bf16" if options.precision == "bf16" else "no")
+    # Not Accelerator's own mixed precision: it is fixed for the life of the process.
+    accelerator = Accelerator(mixed_precision="no")
+    half = options.precision == "bf16"
     wrapped, optim = accelerator.prepare(module, optimiser(module, options))
     identity = {"options": asdict(options), **(identity or {})}
     keeper = Keeper(folder, module, optim, identity) if folder else None
@@ -123,7 +125,7 @@ def train(
     if evaluate is not None and options.evaluate_every and not run.log:
         wrapped.eval()  # where the curve starts
         with torch.no_grad():
-            start = Record(0, 0, 0, 0.0, None, 0.0, evaluate())
+            start = Record(0, 0, 0, 0.0, None, 0.0, float(evaluate()))
         run.log.append(start)
     with Progress(title, total=options.steps, done=run.step, show=show_progress) as progress:
         while run.step < options.steps and not run.stopped:
@@ -138,7 +140,7 @@ def train(
             for micro in range(options.accumulate):
                 number = run.step * options.accumulate + micro
                 batch = batch_at(number * accelerator.num_processes + accelerator.process_index)
-                with accelerator.autocast():
+                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=half):
                     value = loss(wrapped, batch.inputs) / options.accumulate
                 accelerator.backward(value)
                 total += float(value.detach())
@@ -160,8 +162,8 @@ def train(
             if evaluate is not None and due:
                 wrapped.eval()
                 with torch.no_grad():
-                    record.validation = evaluate()
-                if run.best is None or record.validation > run.best:
+                    record.validation = float(evaluate())
+                if record.validation > (float("-inf") if run.best is None else run.best):
                     run.best, run.best_step, run.stale = record.validation, run.step, 0
                     best = {n: p.detach().clone() for n, p in trained(module)}
                 else:
@@ -211,8 +213,9 @@ class Keeper:
         try:
             kept = torch.load(self.checkpoint, weights_only=True)
         except Exception as error:  # torch.load raises many kinds for a damaged file
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise TwinlineError(
-                f"{self.checkpoint} cannot be read ({error}): remove it to start again."
+                f"{self.checkpoint} cannot be read ({reason}): remove it to start again."
             ) from error
         ours, theirs = self.identity, kept["identity"]
         if keys := sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)):

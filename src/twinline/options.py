@@ -6,13 +6,16 @@ heavy, so that ``twinline --help`` is instant.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
 from .errors import TwinlineError
 
-Options = TypeVar("Options")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")
 
 
 def at_least(options: object, least: float, *names: str) -> None:
@@ -74,7 +77,7 @@ class ModelOptions(AttentionOptions):
 
     def given(self) -> dict[str, Any]:
         """The options as keyword arguments of ``convert``."""
-        chosen = asdict(self)
+        chosen = {option.name: getattr(self, option.name) for option in fields(ModelOptions)}
         return {name: value for name, value in chosen.items() if value is not None}
 
 
@@ -129,8 +132,9 @@ class TransferOptions:
     """Texts a step."""
     learning_rate: float = 1e-2
     """Peak learning rate of the new parameters."""
-    stretches: float = 0.0
-    """Share of the steps that read texts joined to stretch_tokens (for large blocks: 0.5)."""
+    stretches: float | None = None
+    """Share of the steps that read texts joined to stretch_tokens; None: half for a hybrid whose
+    texts are mostly shorter than two blocks, which teach its linear branch nothing; else none."""
     stretch_tokens: int = 512
     """Tokens in a joined text; never above the position table."""
     alone: float = 0.3
@@ -145,7 +149,9 @@ class TransferOptions:
     def __post_init__(self) -> None:
         at_least(self, 0, "steps", "mass", "seed")
         at_least(self, 1, "texts", "stretch_tokens", "checkpoint_every")
-        share(self, "stretches", "alone")
+        share(self, "alone")
+        if self.stretches is not None:
+            share(self, "stretches")
 
 
 @dataclass(frozen=True)
@@ -287,7 +293,7 @@ def build(kind: type[Options], values: dict[str, Any], where: str) -> Options:
         if is_dataclass(hints[name]):
             if not isinstance(value, dict):
                 raise TwinlineError(f"{where}: {name} must hold options, not {value!r}.")
-            value = build(hints[name], value, f"{where}: {name}")  # type: ignore[arg-type]
+            value = build(hints[name], value, f"{where}: {name}")
         made[name] = tuple(value) if isinstance(value, list) else value
     try:
         return kind(**made)

@@ -51,10 +51,10 @@ ARMS = (
     Arm("linear-transfer-only", "stsb-linear-transfer-only.yaml", ConvertRecipe),
     Arm("teacher", teacher=BOTH),
     Arm("softmax", "stsb-softmax.yaml", teacher=BOTH),
-    Arm("hybrid8-transfer-only", "stsb-hybrid8-transfer-only.yaml", ConvertRecipe),
-    Arm("lightning-transfer-only", "stsb-lightning-transfer-only.yaml", ConvertRecipe),
     Arm("linear", "stsb-linear.yaml", base="linear-transfer-only", teacher=BOTH, twin="softmax"),
+    Arm("hybrid8-transfer-only", "stsb-hybrid8-transfer-only.yaml", ConvertRecipe),
     Arm("hybrid8", "stsb-hybrid8.yaml", base="hybrid8-transfer-only", teacher=BOTH, twin="softmax"),
+    Arm("lightning-transfer-only", "stsb-lightning-transfer-only.yaml", ConvertRecipe),
     Arm(
         "lightning",
         "stsb-lightning.yaml",

@@ -110,10 +110,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises: TwinlineError if it cannot be read.
     """
     file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TwinlineError(f"{file} cannot be read: {error}.") from error
+    config = read_json(file)
     if not isinstance(config, dict):
         raise TwinlineError(f"{file} is no model configuration.")
     return config
+
+
+def read_json(file: Path) -> Any:
+    """A JSON file's content.
+
+    Raises: TwinlineError if it cannot be read.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TwinlineError(f"{file} cannot be read: {error}.") from error

@@ -107,7 +107,8 @@ class CrossEncoderScorer:
         self.limit = getattr(config, "max_position_embeddings", None)
         if self.limit and "roberta" in config.model_type:
             self.limit -= config.pad_token_id + 1  # rows of the table that are no positions
-        self.types = getattr(config, "type_vocab_size", 1) > 1
+        # As the tokenizer would by itself: RoBERTa's, for one, makes no token types.
+        self.types = "token_type_ids" in tokenizer.model_input_names
 
     @classmethod
     def load(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..convert import convert, transfer
+from ..conversion import convert, transfer
 from ..data import TASKS, Pairs, load, load_texts
 from ..encoder import Encoder
 from ..errors import TwinlineError
@@ -81,7 +81,9 @@ def student(
         base=recipe.base, texts=texts, transfer=recipe.transfer, **recipe.model.given()
     )
     made = converted(start, work, show_progress)
+    prompts = made.prompts
     made = Encoder(made.model, made.tokenizer, similarity=recipe.similarity)
+    made.prompts = prompts
     if teacher is None and recipe.teacher:
         teacher = Teacher(
             *recipe.teacher,

@@ -6,10 +6,11 @@ layer's output matches the softmax layer's on unlabelled text. No label is seen 
 
 from __future__ import annotations
 
-import json
+import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ from .errors import TwinlineError
 from .files import fingerprint
 from .loop import Batch, Run, train
 from .model import TwinlineConfig, TwinlineModel
-from .options import LoopOptions, TransferOptions
-from .sources import find_model, read_config
+from .options import LoopOptions, ModelOptions, TransferOptions
+from .sources import find_model, read_config, read_json
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,13 @@ def convert(name_or_path: str | Path, attention: str = "linear", **options: Any)
     Returns: the model in eval mode; new parameters are at their start until ``transfer``.
     Raises: TwinlineError if the model is not found, unreadable or of a type not convertible.
     """
+    if options.get("pooling", "") is None:  # as the base model does
+        del options["pooling"]
+    if unknown := options.keys() - known_options():
+        raise TwinlineError(
+            f"convert has no option {', '.join(sorted(unknown))}; known: "
+            f"{', '.join(sorted(known_options()))}."
+        )
     folder = find_model(name_or_path)
     source = read_config(folder)
     kind = source.get("model_type")
@@ -124,44 +132,58 @@ def convert(name_or_path: str | Path, attention: str = "linear", **options: Any)
     if source.get("position_embedding_type", "absolute") != "absolute":
         raise TwinlineError(f"{folder} has relative positions; only absolute ones are converted.")
     tensors = read_tensors(folder, names.prefix)
+
+    def take(name: str) -> Tensor:
+        if name not in tensors:
+            raise TwinlineError(f"The checkpoint {folder} lacks the tensor {name}.")
+        return tensors.pop(name)
+
     taken = {
         ours: source[theirs]
         for ours in TAKEN_OVER
         if (theirs := names.config.get(ours, ours)) in source
     }
-    table = tensors.pop("embeddings.position_embeddings.weight")
+    table = take("embeddings.position_embeddings.weight")
     if names.positions_after_pad:
-        table = table[source.get("pad_token_id", 1) + 1 :]
+        pad_id = source.get("pad_token_id")
+        table = table[(1 if pad_id is None else pad_id) + 1 :]
     types = tensors.pop("embeddings.token_type_embeddings.weight", None)
     if types is None:
         types = torch.zeros(1, table.shape[1])
     taken |= {"position_table": len(table), "type_vocab_size": len(types)}
-    config = TwinlineConfig(attention=attention, **{**taken, **stock_pooling(folder), **options})
+    taken |= stock_pooling(folder, options.get("pooling"))
+    config = TwinlineConfig(attention=attention, **{**taken, **options})
     config.name_or_path = str(folder)
     model = TwinlineModel(config)
     state = {
-        "embeddings.word.weight": tensors.pop("embeddings.word_embeddings.weight"),
+        "embeddings.word.weight": take("embeddings.word_embeddings.weight"),
         "embeddings.position.weight": table,
         "embeddings.token_type.weight": types,
-        "embeddings.norm.weight": tensors.pop("embeddings.LayerNorm.weight"),
-        "embeddings.norm.bias": tensors.pop("embeddings.LayerNorm.bias"),
+        "embeddings.norm.weight": take("embeddings.LayerNorm.weight"),
+        "embeddings.norm.bias": take("embeddings.LayerNorm.bias"),
     }
     for i in range(config.num_hidden_layers):
         theirs = names.layer.format(i=i)
         for part in ("weight", "bias"):
-            projections = [tensors.pop(f"{theirs}{name}.{part}") for name in names.qkv]
+            projections = [take(f"{theirs}{name}.{part}") for name in names.qkv]
             state[f"layers.{i}.qkv.{part}"] = torch.cat(projections)
             for ours in ("out", "attention_norm", "up", "down", "norm"):
                 name = f"{theirs}{getattr(names, ours)}.{part}"
-                state[f"layers.{i}.{ours}.{part}"] = tensors.pop(name)
+                state[f"layers.{i}.{ours}.{part}"] = take(name)
     load_state(model, state, folder)
     model.train(False)
     return model
 
 
+def known_options() -> set[str]:
+    """The options of ``TwinlineConfig`` that a caller of ``convert`` may give."""
+    shape = inspect.signature(TwinlineConfig.__init__).parameters.keys() - {"self", "kwargs"}
+    return shape | {option.name for option in fields(ModelOptions)}
+
+
 def reconvert(folder: Path, attention: str, options: dict[str, Any]) -> TwinlineModel:
     """A twinline model with another attention: what both kinds have is kept."""
-    old = TwinlineModel.from_pretrained(folder)
+    old = load_model(folder)
     kept = {k: v for k, v in old.config.to_diff_dict().items() if k not in ("model_type", "dtype")}
     config = TwinlineConfig(**{**kept, **options, "attention": attention})
     config.name_or_path = str(folder)
@@ -177,9 +199,34 @@ def reconvert(folder: Path, attention: str, options: dict[str, Any]) -> Twinline
     return model
 
 
+def load_model(folder: Path) -> TwinlineModel:
+    """A saved TwinlineModel.
+
+    Raises: TwinlineError if its weights cannot be read or do not fit its configuration.
+    """
+    from safetensors import SafetensorError
+
+    from . import auto  # noqa: F401  so that transformers knows the folder's model type
+
+    try:
+        model: TwinlineModel = TwinlineModel.from_pretrained(folder)
+    except TwinlineError:
+        raise
+    except (SafetensorError, UnpicklingError, OSError, RuntimeError, ValueError) as error:
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        raise TwinlineError(f"The model in {folder} cannot be read: {words[0]}") from error
+    return model
+
+
 def load_state(model: TwinlineModel, state: dict[str, Tensor], folder: Path) -> None:
     """Load ``state``; only what the new attention added may stay at its start."""
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # tells each tensor's shape on a line of its own
+        reason = str(error).splitlines()[-1].strip()
+        raise TwinlineError(
+            f"The checkpoint {folder} does not fit its configuration: {reason}"
+        ) from error
     lacking = [name for name in missing if ".attention." not in name]
     if lacking or unexpected:
         raise TwinlineError(
@@ -200,22 +247,32 @@ def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
             tensors |= load_file(file)
         if not files and legacy.is_file():
             tensors = torch.load(legacy, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError) as error:
-        raise TwinlineError(f"The weights in {folder} cannot be read: {error}") from error
+    except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TwinlineError(f"The weights in {folder} cannot be read: {reason}") from error
     if not tensors:
         raise TwinlineError(f"{folder} holds no weights (model.safetensors).")
     return {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items()}
 
 
-def stock_pooling(folder: Path) -> dict[str, Any]:
-    """Pooling and normalisation as the folder's sentence-transformers files declare them."""
+def stock_pooling(folder: Path, wanted: str | None = None) -> dict[str, Any]:
+    """Pooling and normalisation as the folder's sentence-transformers files declare them.
+
+    With ``wanted``, that pooling, whatever the folder declares.
+    """
     modules = folder / "modules.json"
     if not modules.is_file():
-        return {"pooling": "mean", "normalize": False}
-    kinds = {m["type"].rsplit(".", 1)[-1]: m["path"] for m in json.loads(modules.read_text())}
-    chosen = "mean"
-    if "Pooling" in kinds:
-        modes = json.loads((folder / kinds["Pooling"] / "config.json").read_text())
+        return {"pooling": wanted or "mean", "normalize": False}
+    kinds = {m["type"].rsplit(".", 1)[-1]: m["path"] for m in read_json(modules)}
+    chosen = wanted or "mean"
+    if others := kinds.keys() - {"Transformer", "Pooling", "Normalize", "Dropout"}:
+        if wanted is None:
+            raise TwinlineError(
+                f"{folder} ends in {', '.join(sorted(others))}, which is not converted: give "
+                "pooling= to leave it out."
+            )
+    elif "Pooling" in kinds and wanted is None:
+        modes = read_json(folder / kinds["Pooling"] / "config.json")
         on = [k.removeprefix("pooling_mode_") for k, v in modes.items()
               if k.startswith("pooling_mode_") and v is True]  # fmt: skip
         on = on or [str(modes.get("pooling_mode", "mean"))]
@@ -249,8 +306,9 @@ def transfer(
     Raises: TwinlineError if there is no text.
     """
     options = options or TransferOptions()
-    added = [p for n, p in model.named_parameters() if ".attention." in n]
-    if not added or not options.steps:  # softmax, elu, relu and exp learn nothing
+    added = [n for n, p in model.named_parameters() if ".attention." in n and p.requires_grad]
+    maps = any("_map." in name for name in added)
+    if not added or not options.steps:  # softmax, and linear with elu, relu or exp
         return Run()
     tokenizer = tokenizer or load_tokenizer(model.name_or_path or "")
     table = model.config.position_table
@@ -265,16 +323,21 @@ def transfer(
         [len(row) for row in joined], max(1, round(tokens / len(joined[0]))), options.seed
     )
 
+    stretches = options.stretches
+    if stretches is None:
+        short = float(np.median([len(row) for row in cut])) < 2 * model.config.block_size
+        stretches = 0.5 if model.config.attention == "hybrid" and short else 0.0
+
     def batch_at(step: int) -> Batch:
         random = np.random.default_rng((options.seed, step))
-        if random.random() < options.stretches:
+        if random.random() < stretches:
             rows = [joined[i] for i in longs[step]]
             shift = int(random.integers(max(1, len(rows[0]) // 2)))  # blocks start anywhere
             rows = [row[shift:] for row in rows]
         else:
             rows = [cut[i] for i in singles[step]]
         block = max(1, model.config.block_size // int(random.choice([1, 1, 2, 4])))
-        alone = step < options.alone * options.steps
+        alone = maps and step < options.alone * options.steps
         inputs = (*pad(rows, model.config.pad_token_id), block, alone)
         return Batch(inputs, pairs=len(rows), tokens=sum(map(len, rows)))
 
