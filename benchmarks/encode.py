@@ -12,7 +12,6 @@ import json
 import time
 from collections.abc import Callable
 from datetime import date
-from functools import partial
 from pathlib import Path
 
 import torch

@@ -102,6 +102,7 @@ def bad_calls(tmp: Path, student: Path, bert: Path, pairs: Path) -> dict[str, tu
         "one.csv": "sentence1,sentence2,score\na,b,0.5\na,c,0.5\n",
         "gpt/config.json": '{"model_type": "gpt2"}',
         "typo.yaml": "bas: x\n",
+        "alone.yaml": f"base: {bert}\ndata: {pairs}\nscale: [0, 1]\ntransfer: {{steps: 0}}\n",
         "file": "",
     }
     for name, content in files.items():
@@ -124,11 +125,7 @@ def bad_calls(tmp: Path, student: Path, bert: Path, pairs: Path) -> dict[str, tu
         "option": (["convert", tmp / "o", "--base", bert, "--attention", "quick"], "one of hybrid"),
         "map": (["convert", tmp / "o", "--base", bert, "--feature-map", "x"], "feature_map must"),
         "share": (["distill", tmp / "o", "--train.alpha", "2"], "alpha is a share"),
-        "teacher": (
-            ["distill", tmp / "o", "--base", bert, "--data", pairs, "--scale", "0", "1"]
-            + ["--transfer.steps", "0"],
-            "there is no teacher",
-        ),
+        "teacher": (["distill", tmp / "o", "--recipe", tmp / "alone.yaml"], "no teacher"),
         "output": (["convert", tmp / "file" / "o", "--base", bert], "is a file"),
         "recipe": (["convert", tmp / "o", "--recipe", tmp / "typo.yaml"], "bas"),
         "no recipe": (["convert", tmp / "o", "--recipe", tmp / "no.yaml"], "cannot be read"),

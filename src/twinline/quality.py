@@ -71,6 +71,10 @@ ARMS = (
     ),
 )
 BY_NAME = {arm.name: arm for arm in ARMS}
+REPORTED = tuple(
+    name for name in BY_NAME if name not in ("hybrid8-transfer-only", "lightning-transfer-only")
+)
+"""The arms of the table; the others are steps on the way to one."""
 
 
 def run_arm(arm: Arm, seed: int, root: Path, recipes: Path) -> None:
@@ -187,7 +191,7 @@ def rows(arms: tuple[Arm, ...], seeds: list[int], root: Path) -> list[dict[str, 
     from .machine import describe
 
     made = []
-    for arm in arms:
+    for arm in (arm for arm in arms if arm.name in REPORTED):
         files = [root / f"seed-{seed}" / arm.name / "result.json" for seed in seeds]
         results = [json.loads(file.read_text()) for file in files if file.is_file()]
         for split in SPLITS if results else ():
@@ -225,11 +229,22 @@ def table(made: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def into_readme(file: Path, text: str) -> None:
+    """Put the table between README's marks, where there is a README with marks."""
+    if not file.is_file():
+        return
+    before, begin, rest = file.read_text().partition("<!-- quality -->\n")
+    _, end, after = rest.partition("<!-- /quality -->")
+    if begin and end:
+        write_whole(file, before + begin + text + "\n" + end + after)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("build/quality"), help="work folder")
     parser.add_argument("--recipes", type=Path, default=Path("recipes"))
     parser.add_argument("--results", type=Path, default=Path("results/quality.json"))
+    parser.add_argument("--readme", type=Path, default=Path("README.md"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=list(BY_NAME), default=list(BY_NAME))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
@@ -245,6 +260,7 @@ def main() -> None:
         made = rows(ARMS, options.seeds, options.output)
         write_whole(options.results, json.dumps(made, indent=1) + "\n")
         print(table(made))
+        into_readme(options.readme, table(made))
     except TwinlineError as error:
         print(f"twinline: {error}", file=sys.stderr)
         sys.exit(2)
