@@ -346,11 +346,16 @@ class Encoder:
         vectors = self.encode_document(documents, convert_to_tensor=True, **options)
         shared = {k: v for k, v in options.items() if k not in ("prompt", "prompt_name")}
         asked = self.encode_query(query, convert_to_tensor=True, **shared)
-        scores = self.similarity(asked, vectors)[0]
-        order = torch.sort(scores, descending=True, stable=True).indices[:top_k].tolist()
-        return [
-            Ranked(i, float(scores[i]), documents[i] if return_documents else None) for i in order
-        ]
+        scores = self.similarity(asked, vectors)[0].float().cpu().numpy()
+        return ranking(scores, documents, top_k, return_documents)
+
+
+def ranking(
+    scores: np.ndarray[Any, Any], documents: Sequence[str], top_k: int | None, with_text: bool
+) -> list[Ranked]:
+    """``documents`` by their ``scores`` (documents,), best first; ties in the order given."""
+    order = np.argsort(-scores, kind="stable")[:top_k].tolist()
+    return [Ranked(i, float(scores[i]), documents[i] if with_text else None) for i in order]
 
 
 def check_overflow(value: str) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .batching import budget_batches, load_tokenizer, pad
 from .cache import Pair, ScoreCache
-from .encoder import Encoder, Ranked
+from .encoder import Encoder, Ranked, ranking
 from .errors import TwinlineError
 from .files import fingerprint, whole_folder
 from .model import TwinlineConfig
@@ -340,10 +340,7 @@ class Teacher:
     ) -> list[Ranked]:
         """``documents`` by their score with ``query``, best first; ties in the order given."""
         scores = self.predict([(query, document) for document in documents])
-        order = np.argsort(-scores, kind="stable")[:top_k].tolist()
-        return [
-            Ranked(i, float(scores[i]), documents[i] if return_documents else None) for i in order
-        ]
+        return ranking(scores, documents, top_k, return_documents)
 
     def save(self, path: str | Path) -> None:
         """Write a folder with the teacher's card; its scorers stay where they are.

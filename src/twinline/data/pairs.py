@@ -126,7 +126,10 @@ def load_task(name: str, split: str, data: str | Path | None = None) -> Pairs:
 
 def _from_hub(name: str, split: str, file: Path | None) -> Table:
     import datasets  # takes seconds
+    from huggingface_hub.utils import logging
 
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()  # its tries are told in our sentence
     repository = " ".join(TASKS[name].hub)
     try:
         # It asks its own cache first where it may not or cannot reach the hub.
@@ -141,6 +144,8 @@ def _from_hub(name: str, split: str, file: Path | None) -> Table:
             f"TWINLINE_DATA to a folder with {name}/{split}.parquet, allow the hub, or use "
             "'builtin', which needs neither."
         ) from error
+    finally:
+        logging.set_verbosity(told)
     columns = {column: list(found[column]) for column in found.column_names}
     return Table(f"{repository} {split}", columns)
 
