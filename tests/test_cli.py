@@ -1,5 +1,6 @@
 """The command line: every verb on a tiny model, and one sentence with status 2 for mistakes."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -177,11 +178,19 @@ def test_a_mistake_is_one_sentence(
     assert sorted(tmp_path.rglob("*")) == before, "nothing half-written is left"
 
 
-def test_a_full_disk_is_one_sentence(capsys, monkeypatch, tiny_bert, tmp_path: Path) -> None:
-    import errno
-
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        # What safetensors raised when it met a full disk.
+        Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_sentence(
+    error: Exception, capsys, monkeypatch, tiny_bert, tmp_path: Path
+) -> None:
     def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     from twinline import model
 

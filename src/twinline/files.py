@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -65,8 +66,15 @@ def whole_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         partial.mkdir()
         yield partial
         _move_over(partial, target)
+    except TwinlineError:
+        raise
     except OSError as error:
         raise _unwritten(target, error) from error
+    except Exception as error:
+        # safetensors and tokenizers write in Rust and raise kinds of their own, with the number.
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise _unwritten(target, OSError(int(number[1]), str(error))) from error
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
