@@ -50,7 +50,9 @@ def weights(module: nn.Module) -> Tensor:
 
 def curve(run: Run) -> list[tuple]:
     """The log without its clock."""
-    return [(r.step, r.pairs, r.tokens, r.loss, r.learning_rate, r.validation) for r in run.log]
+    return [
+        (r.step, r.pairs, r.tokens, r.loss, r.learning_rate, r.validation_pearson) for r in run.log
+    ]
 
 
 class Killed(Exception):  # noqa: N818

@@ -50,8 +50,8 @@ class Record:
     loss: float | None
     """None before the first step."""
     learning_rate: float
-    validation: float | None = None
-    """What ``evaluate`` returned: validation Pearson for students and teachers."""
+    validation_pearson: float | None = None
+    """What ``evaluate`` returned."""
 
 
 @dataclass
@@ -162,9 +162,9 @@ def train(
             if evaluate is not None and due:
                 wrapped.eval()
                 with torch.no_grad():
-                    record.validation = float(evaluate())
-                if record.validation > (float("-inf") if run.best is None else run.best):
-                    run.best, run.best_step, run.stale = record.validation, run.step, 0
+                    record.validation_pearson = float(evaluate())
+                if record.validation_pearson > (float("-inf") if run.best is None else run.best):
+                    run.best, run.best_step, run.stale = record.validation_pearson, run.step, 0
                     best = {n: p.detach().clone() for n, p in trained(module)}
                 else:
                     run.stale += 1

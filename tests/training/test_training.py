@@ -167,7 +167,7 @@ def test_a_recipe_from_end_to_end(tiny_bert: Path, tiny_pairs: Path, tmp_path: P
     encoder, run = student(recipe, tmp_path / "work")
     assert encoder.model.config.attention == "hybrid"
     assert run.log[0].step == 0
-    assert run.log[0].validation is not None
+    assert run.log[0].validation_pearson is not None
     shares = far_share(encoder, ["a man plays the guitar on green grass", "rain and sun"])
     assert len(shares) == 2
     assert all(0 < share < 1 for share in shares)
@@ -204,7 +204,7 @@ options = DistillOptions(alpha=0, epochs=40, pairs=8, learning_rate=1e-3, checkp
                          evaluate_every=50)
 data = load(pairs, scale=(0, 1))
 run = distill(encoder, data, options=options, validation=data, folder=Path(work))
-Path(out).write_text(json.dumps([[r.step, r.loss, r.validation] for r in run.log]))
+Path(out).write_text(json.dumps([[r.step, r.loss, r.validation_pearson] for r in run.log]))
 """
 
 
