@@ -1,7 +1,8 @@
 """``make quality``: every arm's recipe over several seeds, and the table of what came out.
 
-Each arm of each seed is a process of its own with one thread; finished ones are kept, killed ones
-go on from their checkpoint.
+Each arm of each seed is a process of its own with one thread. Killed ones go on from their
+checkpoint; the results of finished ones are lines of ``results/quality-runs.jsonl``, and an arm is
+trained again only if its recipe has changed, or another arm needs weights that are not there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from .errors import TwinlineError
-from .files import write_whole
+from .files import fingerprint, write_whole
 from .options import ConvertRecipe, DistillRecipe, TeachRecipe, read_recipe
 
 SPLITS = ("validation", "test")
@@ -77,21 +78,34 @@ REPORTED = tuple(
 """The arms of the table; the others are steps on the way to one."""
 
 
+def identity(arm: Arm, recipes: Path) -> str:
+    """What an arm's result depends on: its recipe, and those of the arms it starts from."""
+    own = (recipes / arm.recipe).read_bytes() if arm.recipe else b""
+    return fingerprint([arm.name, own, *(identity(BY_NAME[n], recipes) for n in arm.needs)])[:8]
+
+
+def work_folder(root: Path, seed: int, arm: Arm, recipes: Path) -> Path:
+    """Where an arm of a seed works: a changed recipe is another folder."""
+    return root / f"seed-{seed}" / f"{arm.name}-{identity(arm, recipes)}"
+
+
 def run_arm(arm: Arm, seed: int, root: Path, recipes: Path) -> None:
     """Train and evaluate one arm of one seed; its folder holds ``result.json`` when it is done."""
     from .data import load_task
     from .encoder import Encoder
     from .evaluate import evaluate
+    from .machine import describe
     from .teacher import Teacher
     from .training import converted, student, teach, training_pairs
 
-    place = root / f"seed-{seed}"
-    work = place / arm.name
+    work = work_folder(root, seed, arm, recipes)
     model = work / "model"
 
+    def model_of(name: str) -> Path:
+        return work_folder(root, seed, BY_NAME[name], recipes) / "model"
+
     def teacher_of(names: tuple[str, ...]) -> Teacher:
-        folders = [place / name / "model" for name in names]
-        return Teacher(*folders, cache=place / f"scores-{'+'.join(names)}.sqlite")
+        return Teacher(*map(model_of, names), cache=root / f"seed-{seed}" / "scores.sqlite")
 
     started = time.perf_counter()
     scorer: Encoder | Teacher
@@ -115,85 +129,123 @@ def run_arm(arm: Arm, seed: int, root: Path, recipes: Path) -> None:
         recipe = replace(recipe, train=replace(recipe.train, seed=seed))
         if arm.base:
             none = replace(recipe.transfer, steps=0)  # the base arm has done it
-            recipe = replace(recipe, base=str(place / arm.base / "model"), transfer=none)
+            recipe = replace(recipe, base=str(model_of(arm.base)), transfer=none)
         scorer, _ = student(
             recipe, work, teacher=teacher_of(arm.teacher) if arm.teacher else None,
-            twin=Encoder(place / arm.twin / "model") if arm.twin and recipe.train.match else None,
+            twin=Encoder(model_of(arm.twin)) if arm.twin and recipe.train.match else None,
         )  # fmt: skip
         scorer.save(model)
-    seconds = time.perf_counter() - started
-    result: dict[str, Any] = {"arm": arm.name, "seed": seed, "seconds": seconds}
+    result: dict[str, Any] = {
+        "arm": arm.name,
+        "seed": seed,
+        "identity": identity(arm, recipes),
+        "seconds": round(time.perf_counter() - started),
+        "machine": describe(),
+        "date": date.today().isoformat(),
+    }
     for split in SPLITS:
         found = evaluate(scorer, load_task("stsb", split))
-        result[split] = {"pearson": found.pearson.value, "spearman": found.spearman.value}
-        result[f"{split}_interval"] = [found.pearson.low, found.pearson.high]
-    write_whole(work / "result.json", json.dumps(result, indent=1) + "\n")
+        result[split] = {
+            "pearson": round(found.pearson.value, 6),
+            "spearman": round(found.spearman.value, 6),
+        }
+    write_whole(work / "result.json", json.dumps(result) + "\n")
 
 
-def run_all(arms: tuple[Arm, ...], seeds: list[int], root: Path, recipes: Path, jobs: int) -> None:
-    """Every arm of every seed that has no result yet, ``jobs`` at a time, needs first."""
-    # Arm by arm, so that a run that is stopped early has some of every seed.
-    waiting = [(seed, arm) for arm in arms for seed in seeds]
-    running: dict[tuple[int, str], tuple[subprocess.Popen[bytes], Any]] = {}
+class Runs:
+    """The finished runs, one line of JSON each: committed, so that nothing is trained twice."""
 
-    def done(seed: int, name: str) -> bool:
-        return (root / f"seed-{seed}" / name / "result.json").is_file()
+    def __init__(self, file: Path, recipes: Path) -> None:
+        self.file, self.recipes = file, recipes
+        lines = file.read_text().splitlines() if file.is_file() else []
+        self.found = {(r["seed"], r["arm"], r["identity"]): r for r in map(json.loads, lines)}
 
-    waiting = [(seed, arm) for seed, arm in waiting if not done(seed, arm.name)]
-    print(f"{len(waiting)} of {len(seeds) * len(arms)} runs to do, {jobs} at a time", flush=True)
+    def get(self, seed: int, arm: Arm) -> dict[str, Any] | None:
+        """The result of an arm with its recipe as it is now."""
+        return self.found.get((seed, arm.name, identity(arm, self.recipes)))
+
+    def add(self, result: dict[str, Any]) -> None:
+        self.found[result["seed"], result["arm"], result["identity"]] = result
+        lines = [json.dumps(r) for _, r in sorted(self.found.items())]
+        write_whole(self.file, "\n".join(lines) + "\n")
+
+
+def plan(arms: tuple[Arm, ...], seeds: list[int], root: Path, runs: Runs) -> list[tuple[int, Arm]]:
+    """What is to run, needs first: arms without a result, and needs whose weights are gone.
+
+    Arm by arm rather than seed by seed, so that a run that is stopped has some of every seed.
+    """
+    wanted: set[tuple[int, str]] = set()
+
+    def want(seed: int, arm: Arm) -> None:
+        wanted.add((seed, arm.name))
+        for need in (BY_NAME[name] for name in arm.needs):
+            if not (work_folder(root, seed, need, runs.recipes) / "result.json").is_file():
+                want(seed, need)
+
+    for arm in arms:
+        for seed in seeds:
+            if runs.get(seed, arm) is None:
+                want(seed, arm)
+    return [(seed, arm) for arm in ARMS for seed in seeds if (seed, arm.name) in wanted]
+
+
+def run_all(todo: list[tuple[int, Arm]], root: Path, runs: Runs, jobs: int) -> None:
+    """Run what is to do, ``jobs`` at a time, each in a process of its own.
+
+    Raises: TwinlineError with the last line of its log if one fails; the others are stopped, and
+        go on from their checkpoints the next time.
+    """
+
+    def result_file(seed: int, arm: Arm) -> Path:
+        return work_folder(root, seed, arm, runs.recipes) / "result.json"
+
+    def ready(seed: int, arm: Arm) -> bool:
+        return all(result_file(seed, BY_NAME[name]).is_file() for name in arm.needs)
+
+    waiting = list(todo)
+    running: dict[tuple[int, str], subprocess.Popen[bytes]] = {}
     try:
         while waiting or running:
-            for seed, arm in list(waiting):
-                if len(running) < jobs and all(done(seed, need) for need in arm.needs):
-                    waiting.remove((seed, arm))
-                    log = root / f"seed-{seed}" / f"{arm.name}.log"
-                    log.parent.mkdir(parents=True, exist_ok=True)
-                    file = log.open("ab")
-                    command = [sys.executable, "-m", "twinline.quality", "--output", str(root)]
-                    command += ["--recipes", str(recipes), "--run", arm.name, str(seed)]
-                    threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-                    process = subprocess.Popen(
-                        command, stdout=file, stderr=file, env=os.environ | threads
-                    )
-                    running[seed, arm.name] = (process, file)
+            for seed, arm in [(s, a) for s, a in waiting if ready(s, a)][: jobs - len(running)]:
+                waiting.remove((seed, arm))
+                running[seed, arm.name] = start(arm, seed, root, runs.recipes)
             time.sleep(0.5)
-            for (seed, name), (process, file) in list(running.items()):
+            for (seed, name), process in list(running.items()):
                 if process.poll() is None:
                     continue
-                file.close()
                 del running[seed, name]
                 if process.returncode:
                     log = root / f"seed-{seed}" / f"{name}.log"
                     last = log.read_text(errors="replace").strip().splitlines()[-1:]
                     raise TwinlineError(f"{name} of seed {seed} failed, see {log}: {''.join(last)}")
-                result = json.loads((root / f"seed-{seed}" / name / "result.json").read_text())
-                print(
-                    f"seed {seed} {name}: validation {result['validation']['pearson']:.4f}, "
-                    f"test {result['test']['pearson']:.4f}, {result['seconds']:.0f} s",
-                    flush=True,
-                )
-            if (
-                not running
-                and waiting
-                and not any(all(done(s, need) for need in arm.needs) for s, arm in waiting)
-            ):
-                names = sorted({arm.name for _, arm in waiting})
-                raise TwinlineError(f"{', '.join(names)} need arms that were left out.")
+                result = json.loads(result_file(seed, BY_NAME[name]).read_text())
+                runs.add(result)
+                scores = [f"{split} {result[split]['pearson']:.4f}" for split in SPLITS]
+                print(f"seed {seed} {name}: {', '.join(scores)}, {result['seconds']} s", flush=True)
     finally:
-        for process, file in running.values():
+        for process in running.values():
             process.terminate()
             process.wait()
-            file.close()
 
 
-def rows(arms: tuple[Arm, ...], seeds: list[int], root: Path) -> list[dict[str, Any]]:
+def start(arm: Arm, seed: int, root: Path, recipes: Path) -> subprocess.Popen[bytes]:
+    """One arm of one seed in a process with one thread, its output in a log."""
+    command = [sys.executable, "-m", "twinline.quality", "--output", str(root)]
+    command += ["--recipes", str(recipes), "--run", arm.name, str(seed)]
+    threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    log = root / f"seed-{seed}" / f"{arm.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | threads)
+
+
+def rows(seeds: list[int], runs: Runs) -> list[dict[str, Any]]:
     """The table: one flat row for each arm and split, means over the seeds that are done."""
-    from .machine import describe
-
     made = []
-    for arm in (arm for arm in arms if arm.name in REPORTED):
-        files = [root / f"seed-{seed}" / arm.name / "result.json" for seed in seeds]
-        results = [json.loads(file.read_text()) for file in files if file.is_file()]
+    for arm in (BY_NAME[name] for name in REPORTED):
+        results = [r for seed in seeds if (r := runs.get(seed, arm)) is not None]
+        many = len(results) > 1
         for split in SPLITS if results else ():
             pearson = np.array([result[split]["pearson"] for result in results])
             spearman = np.array([result[split]["spearman"] for result in results])
@@ -202,14 +254,12 @@ def rows(arms: tuple[Arm, ...], seeds: list[int], root: Path) -> list[dict[str, 
                     "arm": arm.name,
                     "split": split,
                     "pearson": round(float(pearson.mean()), 5),
-                    "pearson_sd": round(float(pearson.std(ddof=1)), 5)
-                    if len(results) > 1
-                    else None,
+                    "pearson_sd": round(float(pearson.std(ddof=1)), 5) if many else None,
                     "spearman": round(float(spearman.mean()), 5),
                     "seeds": len(results),
                     "recipe": f"recipes/{arm.recipe}" if arm.recipe else " + ".join(arm.teacher),
-                    "machine": describe(),
-                    "date": date.today().isoformat(),
+                    "machine": results[-1]["machine"],
+                    "date": max(result["date"] for result in results),
                 }
             )
     return made
@@ -256,8 +306,11 @@ def main() -> None:
             run_arm(BY_NAME[name], int(seed), options.output, options.recipes)
             return
         arms = tuple(arm for arm in ARMS if arm.name in options.arms)
-        run_all(arms, options.seeds, options.output, options.recipes, options.jobs)
-        made = rows(ARMS, options.seeds, options.output)
+        runs = Runs(options.results.with_name("quality-runs.jsonl"), options.recipes)
+        todo = plan(arms, options.seeds, options.output, runs)
+        print(f"{len(todo)} runs to do, {options.jobs} at a time", flush=True)
+        run_all(todo, options.output, runs, options.jobs)
+        made = rows(options.seeds, runs)
         write_whole(options.results, json.dumps(made, indent=1) + "\n")
         print(table(made))
         into_readme(options.readme, table(made))
