@@ -166,6 +166,7 @@ SPOILS = [f for name, f in list(globals().items()) if name.startswith("spoil_")]
 @pytest.mark.parametrize("spoil", SPOILS, ids=lambda f: f.__name__)
 def test_a_damaged_folder_is_refused_in_one_sentence(spoil: Any, saved: str, copy: Path) -> None:
     if saved == "twinline":
+        shutil.rmtree(copy)
         Encoder(convert(copy)).save(copy)
     spoil(copy)
     for read in (convert, Encoder):
@@ -358,3 +359,19 @@ def test_transfer_of_what_learns_nothing_does_nothing(variant: dict, base: Path)
 def test_transfer_without_text_is_refused(base: Path) -> None:
     with pytest.raises(TwinlineError, match="needs text"):
         transfer(convert(base), [], OPTIONS)
+
+
+def test_norms_under_their_old_names(tiny_bert: Path, tmp_path: Path) -> None:
+    """google-bert/bert-base-uncased calls a norm's weight gamma and its bias beta."""
+    shutil.copytree(tiny_bert, tmp_path / "old")
+    tensors = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): tensor
+        for name, tensor in load_file(tiny_bert / "model.safetensors").items()
+    }
+    assert any("gamma" in name for name in tensors)
+    save_file(tensors, tmp_path / "old" / "model.safetensors", metadata={"format": "pt"})
+    ours = convert(tmp_path / "old", attention="softmax").state_dict()
+    for name, tensor in convert(tiny_bert, attention="softmax").state_dict().items():
+        assert torch.equal(tensor, ours[name])

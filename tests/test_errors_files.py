@@ -56,13 +56,16 @@ def test_whole_folder_appears_only_at_the_end(tmp_path: Path) -> None:
     assert names(target.parent) == ["model"]
 
 
+OURS = '{"model_type": "twinline"}'
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, TwinlineError])
 def test_whole_folder_leaves_the_old_one_on_any_error(
     tmp_path: Path, error: type[BaseException]
 ) -> None:
     target = tmp_path / "model"
     with whole_folder(target) as folder:
-        (folder / "config.json").write_text("old")
+        (folder / "config.json").write_text(OURS)
 
     def overwrite() -> None:
         with whole_folder(target) as folder:
@@ -71,7 +74,7 @@ def test_whole_folder_leaves_the_old_one_on_any_error(
 
     with pytest.raises(error):
         overwrite()
-    assert (target / "config.json").read_text() == "old"
+    assert (target / "config.json").read_text() == OURS
     assert names(tmp_path) == ["model"]
 
 
@@ -79,7 +82,7 @@ def test_whole_folder_replaces_ours_whole(tmp_path: Path) -> None:
     target = tmp_path / "model"
     for name in ("first", "second"):
         with whole_folder(target) as folder:
-            (folder / "config.json").write_text(name)
+            (folder / "config.json").write_text(OURS)
             (folder / name).touch()
     assert names(target) == ["config.json", "second"]
     assert names(tmp_path) == ["model"]
@@ -93,6 +96,29 @@ def test_whole_folder_leaves_a_foreign_folder_alone(tmp_path: Path) -> None:
     with whole_folder(tmp_path, replace=True) as folder:
         (folder / "weights").touch()
     assert names(tmp_path) == ["weights"]
+
+
+@pytest.mark.parametrize("config", ['{"model_type": "bert"}', '{"name": "my-app"}', "[]", "x"])
+def test_a_config_of_others_is_not_ours(tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(TwinlineError, match="not ours"), whole_folder(tmp_path):
+        pytest.fail("the block must not run")
+    with pytest.raises(TwinlineError, match="not ours"):
+        files.output_folder(tmp_path, "output")
+
+
+def test_only_our_work_is_removed(tmp_path: Path) -> None:
+    work = files.work_folder(tmp_path / "m")
+    (work / "transfer").mkdir(parents=True)
+    (work / "checkpoint.pt").touch()
+    (work / "thesis").touch()
+    with pytest.raises(TwinlineError, match="in the way"):
+        files.work_folder(tmp_path / "m")
+    files.remove_work(work)
+    assert names(work) == ["thesis"]
+    (work / "thesis").unlink()
+    files.remove_work(work)
+    assert names(tmp_path) == []
 
 
 def test_whole_folder_takes_an_empty_folder_and_follows_a_link(tmp_path: Path) -> None:
@@ -109,7 +135,7 @@ def test_whole_folder_puts_the_old_one_back_if_the_move_fails(
 ) -> None:
     target = tmp_path / "model"
     target.mkdir()
-    (target / "config.json").write_text("old")
+    (target / "config.json").write_text(OURS)
     replace = os.replace
 
     def failing(source: Path, destination: Path) -> None:
@@ -120,7 +146,7 @@ def test_whole_folder_puts_the_old_one_back_if_the_move_fails(
     monkeypatch.setattr(files.os, "replace", failing)
     with pytest.raises(TwinlineError, match="no space is left"), whole_folder(target):
         pass
-    assert (target / "config.json").read_text() == "old"
+    assert (target / "config.json").read_text() == OURS
     assert names(tmp_path) == ["model"]
 
 

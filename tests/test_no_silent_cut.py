@@ -89,7 +89,7 @@ def test_teachers_and_training(tiny_bert: Path, tiny_pairs: Path, folder: Path, 
         teach(tiny_bert, pairs, tmp_path / "ce", options=TeachOptions(epochs=1))
     short = load(str(tiny_pairs), scale=(0, 1)).select(range(8))
     teach(tiny_bert, short, tmp_path / "ce", options=TeachOptions(epochs=1))
-    with pytest.raises(TwinlineError, match=r"number 1 with 59\d"):
+    with pytest.raises(TwinlineError, match=r"number 1 with 119\d"):
         Teacher(tmp_path / "ce").predict([(ONE, OTHER)])
     twin = Teacher(folder).predict([(ONE, "dogs run"), (OTHER, "dogs run")])
     assert twin[0] != twin[1]

@@ -113,6 +113,41 @@ def test_a_changed_teacher_misses_the_cache(cross_encoder: Path, tmp_path) -> No
     assert (other > one).all()
 
 
+def test_a_twin_that_changed_misses_the_cache(tiny_bert: Path, tmp_path) -> None:
+    twin = Encoder(tiny_bert)
+    teacher = Teacher(twin, cache=tmp_path / "scores.sqlite")
+    before = teacher.predict(PAIRS)
+    with torch.no_grad():
+        twin.model.layers[0].qkv.weight.mul_(3)
+    assert abs(teacher.predict(PAIRS) - before).max() > 1e-4
+    short = Encoder(tiny_bert, max_tokens=3, on_overflow="truncate")
+    assert Teacher(short).fingerprint != Teacher(Encoder(tiny_bert)).fingerprint
+
+
+def test_one_scale_is_for_those_that_declare_none(cross_encoder: Path, tiny_bert: Path) -> None:
+    twin = Encoder(tiny_bert)
+    one = Teacher(cross_encoder, twin, scale="logit").predict(PAIRS)
+    assert one == pytest.approx(Teacher(cross_encoder, twin, scale=["logit", None]).predict(PAIRS))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"members": [1]}', '{"members": [{}]}'])
+def test_a_broken_card_is_one_sentence(tmp_path: Path, content: str) -> None:
+    (tmp_path / "teacher.json").write_text(content)
+    with pytest.raises(TwinlineError, match=r"teacher\.json"):
+        Teacher(tmp_path)
+
+
+def test_what_is_no_text_or_no_number_is_named(cross_encoder: Path, monkeypatch) -> None:
+    teacher = Teacher(cross_encoder, scale="logit")
+    with pytest.raises(TwinlineError, match="Pair number 2"):
+        teacher.predict([("a", "b"), (None, "b")])
+    with pytest.raises(TwinlineError, match="top_k"):
+        teacher.rank("a", ["b"], top_k=-1)
+    monkeypatch.setattr(teacher, "fresh", lambda pairs: np.array([0.5, np.nan]))
+    with pytest.raises(TwinlineError, match="score of pair 2 is not a number"):
+        teacher.predict(PAIRS[:2])
+
+
 def test_a_long_pair_is_never_cut_unsaid(cross_encoder: Path) -> None:
     pairs = [("a man", "dogs run"), ("rain", LONG)]
     with pytest.raises(TwinlineError, match=r"1 of 2 pairs .* 64 tokens .*number 2 with 60\d"):

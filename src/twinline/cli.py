@@ -37,14 +37,14 @@ def convert(output: Path, *, recipe: Annotated[ConvertRecipe | None, Flat] = Non
     output
         Folder of the new model; its checkpoints lie beside it under OUTPUT.work until it is done.
     """
-    from .files import writable_folder
+    from .files import output_folder, remove_work, work_folder
     from .training import converted
 
-    folder = writable_folder(output, "output")
-    work = working(folder)
+    folder = output_folder(output, "output")
+    work = work_folder(folder)
     encoder = converted(recipe or ConvertRecipe(), work)
     encoder.save(folder)
-    discard(work)
+    remove_work(work)
     print(f"wrote {output}: {encoder.model.config.attention} attention, width {encoder.dimension}")
 
 
@@ -57,18 +57,19 @@ def teach(output: Path, *, recipe: Annotated[TeachRecipe | None, Flat] = None) -
     output
         Folder of the cross-encoder; a stopped run goes on from OUTPUT.work.
     """
-    from .files import writable_folder
+    from .files import output_folder, remove_work, work_folder
     from .training import teach as run_teach
     from .training import training_pairs
 
     options = recipe or TeachRecipe()
-    folder = writable_folder(output, "output")
-    work = working(folder)
+    folder = output_folder(output, "output")
+    work = work_folder(folder)
     pairs, validation = training_pairs(options)
     run = run_teach(
         options.base, pairs, folder, validation=validation, options=options.train, folder=work
     )
     keep_log(work, folder)
+    remove_work(work)
     print(f"wrote {output}" + best(run))
 
 
@@ -81,15 +82,15 @@ def distill(output: Path, *, recipe: Annotated[DistillRecipe | None, Flat] = Non
     output
         Folder of the student; a stopped run goes on from OUTPUT.work.
     """
-    from .files import writable_folder
+    from .files import output_folder, remove_work, work_folder
     from .training import student
 
-    folder = writable_folder(output, "output")
-    work = working(folder)
+    folder = output_folder(output, "output")
+    work = work_folder(folder)
     encoder, run = student(recipe or DistillRecipe(), work)
     encoder.save(folder)
     keep_log(work / "distill", folder)
-    discard(work)
+    remove_work(work)
     print(f"wrote {output}" + best(run))
 
 
@@ -185,8 +186,9 @@ def encode(
 
     from .data import read_texts
     from .encoder import Encoder
-    from .files import write_whole
+    from .files import writable_folder, write_whole
 
+    writable_folder(output.parent, "output")
     if output.suffix != ".npy":
         raise TwinlineError(f"output must be a .npy file, not {output}.")
     encoder = Encoder(model, max_tokens=max_tokens, on_overflow=on_overflow)
@@ -220,23 +222,10 @@ def demo(output: Path = Path("twinline-demo"), *, data: str | None = None) -> No
     run_demo(output, data)
 
 
-def working(folder: Path) -> Path:
-    """Where a run keeps its checkpoints until its output is whole."""
-    return folder.with_name(folder.name + ".work")
-
-
 def keep_log(work: Path, folder: Path) -> None:
-    """Move a run's metrics log beside its model, and drop its checkpoints."""
-    log = work / "metrics.jsonl"
-    if log.is_file():
-        os.replace(log, folder / "metrics.jsonl")
-    discard(work)
-
-
-def discard(work: Path) -> None:
-    import shutil
-
-    shutil.rmtree(work, ignore_errors=True)
+    """Move a run's metrics log beside its model."""
+    if (work / "metrics.jsonl").is_file():
+        os.replace(work / "metrics.jsonl", folder / "metrics.jsonl")
 
 
 def best(run: Any) -> str:

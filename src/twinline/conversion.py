@@ -252,7 +252,14 @@ def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
         raise TwinlineError(f"The weights in {folder} cannot be read: {reason}") from error
     if not tensors:
         raise TwinlineError(f"{folder} holds no weights (model.safetensors).")
-    return {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items()}
+    # Old checkpoints, google-bert/bert-base-uncased among them, call a norm's weights by Greek.
+    old = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+    found = {}
+    for name, tensor in tensors.items():
+        for theirs, ours in old.items():
+            name = name.replace(theirs, ours)
+        found[name.removeprefix(prefix)] = tensor.float()
+    return found
 
 
 def stock_pooling(folder: Path, wanted: str | None = None) -> dict[str, Any]:
@@ -314,7 +321,7 @@ def transfer(
     table = model.config.position_table
     if not texts:
         raise TwinlineError("Attention transfer needs text: the source has no line of it.")
-    ids = [row for row in token_ids(tokenizer, texts)]
+    ids = token_ids(tokenizer, texts)
     cut = [row[i : i + table] for row in ids for i in range(0, len(row), table)]
     joined = stretch(ids, min(options.stretch_tokens, table))
     singles = ShuffledBatches([len(row) for row in cut], options.texts, options.seed)
@@ -359,8 +366,7 @@ def transfer(
                 weight_decay=0.0, checkpoint_every=options.checkpoint_every, seed=options.seed,
             ),
             folder=folder,
-            identity={"transfer": vars(options), "model": model.config.to_diff_dict(),
-                      "texts": fingerprint(texts)},
+            identity={"transfer": vars(options), "texts": fingerprint(texts)},
             title=f"attention transfer ({model.config.attention})",
             show_progress=show_progress,
         )  # fmt: skip
@@ -368,6 +374,11 @@ def transfer(
         set_dropout(model, dropout)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])
+
+
+def learns(model: TwinlineModel) -> bool:
+    """Whether the model's attention has anything that transfer trains (softmax has not)."""
+    return any(".attention." in n and p.requires_grad for n, p in model.named_parameters())
 
 
 def set_dropout(model: TwinlineModel, probability: float) -> None:

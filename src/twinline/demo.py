@@ -23,6 +23,7 @@ from .evaluate import against_labels, evaluate, predict
 from .files import writable_folder, write_whole
 from .machine import describe
 from .options import DistillOptions, DistillRecipe, ModelOptions, TeachOptions, TransferOptions
+from .sources import read_json
 from .statistics import paired_difference
 from .teacher import Teacher
 from .training import student, teach
@@ -58,11 +59,12 @@ def run_demo(output: str | Path, data: str | None = None) -> None:
     Raises: TwinlineError if the output cannot be written or holds a demo on other data.
     """
     started = time.perf_counter()
+    require("matplotlib", "report")  # before the work, not after it
     folder = writable_folder(output, "output")
     name, told = chosen(data)
     print(told, flush=True)
     card = folder / "demo.json"
-    if card.is_file() and json.loads(card.read_text())["data"] != name:
+    if card.is_file() and read_json(card).get("data") != name:
         raise TwinlineError(f"{output} holds a demo on other data: name another --output.")
     write_whole(card, json.dumps({"data": name}) + "\n")
     budget = BUDGETS[name]
@@ -108,7 +110,9 @@ def run_demo(output: str | Path, data: str | None = None) -> None:
     write_whole(folder / "table.md", text + "\n")
     print("\n" + text)
     picture(folder)
-    print(f"\nin {output}: table.md, convergence.png, and the models teacher, softmax, linear")
+    print(
+        f"\nin {output}: table.md, convergence.png, and the models cross-encoder, softmax, linear"
+    )
     print(f"{time.perf_counter() - started:.0f} s in all")
 
 
@@ -230,7 +234,6 @@ def speed_table(softmax: Encoder, linear: Encoder) -> list[str]:
 
 def picture(folder: Path) -> None:
     """Validation Pearson against training pairs, both students."""
-    require("matplotlib", "report")
     import matplotlib
 
     matplotlib.use("Agg")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,6 +221,10 @@ class Encoder:
             raise TwinlineError(f"encode has no option {name!r}{hint}.")
         if inputs is None:
             raise TwinlineError("encode needs texts: give a string or a list of strings.")
+        if not isinstance(inputs, Iterable):
+            raise TwinlineError(
+                f"encode reads a string or a list of strings, not {type(inputs).__name__}."
+            )
         single = isinstance(inputs, str)
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
         if truncate_dim is not None and not 1 <= truncate_dim <= self.dimension:
@@ -354,6 +358,8 @@ def ranking(
     scores: np.ndarray[Any, Any], documents: Sequence[str], top_k: int | None, with_text: bool
 ) -> list[Ranked]:
     """``documents`` by their ``scores`` (documents,), best first; ties in the order given."""
+    if top_k is not None and top_k < 1:
+        raise TwinlineError(f"top_k must be at least 1 or None, not {top_k}.")
     order = np.argsort(-scores, kind="stable")[:top_k].tolist()
     return [Ranked(i, float(scores[i]), documents[i] if with_text else None) for i in order]
 

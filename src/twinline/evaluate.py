@@ -51,9 +51,10 @@ def against_labels(scores: Scores, pairs: Pairs, resamples: int = 2000) -> Evalu
     """What ``evaluate`` returns, of scores already made."""
     if pairs.score is None:
         raise TwinlineError(f"{pairs.name} has no scores to evaluate against.")
+    gold = pairs.unit_score  # refuses class numbers, which are no scale
     return Evaluation(
-        correlation(scores, pairs.score, "pearson", resamples),
-        correlation(scores, pairs.score, "spearman", resamples),
+        correlation(scores, gold, "pearson", resamples),
+        correlation(scores, gold, "spearman", resamples),
         scores,
     )
 

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -45,13 +46,53 @@ def writable_folder(path: str | Path, option: str) -> Path:
     return folder
 
 
+def output_folder(path: str | Path, option: str) -> Path:
+    """``writable_folder``, and refused now, not after the work, if others' files stand there.
+
+    Raises:
+        TwinlineError: as ``writable_folder``, or ``whole_folder`` would refuse it.
+    """
+    folder = writable_folder(path, option)
+    _refuse_foreign(folder, replace=False)
+    return folder
+
+
+WORK = {"checkpoint.pt", "metrics.jsonl", "transfer", "distill", "scores.sqlite"}
+"""All that a run keeps in its work folder."""
+
+
+def work_folder(output: Path) -> Path:
+    """The folder beside an output where its run keeps checkpoints; makes nothing.
+
+    Raises:
+        TwinlineError: a folder of that name holds something else.
+    """
+    work = output.with_name(output.name + ".work")
+    if work.exists() and not (work.is_dir() and {p.name for p in work.iterdir()} <= WORK):
+        raise TwinlineError(
+            f"{work} is in the way of this run's checkpoints: move it, or name another output"
+        )
+    return work
+
+
+def remove_work(work: Path) -> None:
+    """Remove a run's work folder, and nothing that a run did not put there."""
+    for name in WORK:
+        if (work / name).is_dir():
+            shutil.rmtree(work / name, ignore_errors=True)
+        else:
+            (work / name).unlink(missing_ok=True)
+    if work.is_dir() and not any(work.iterdir()):
+        work.rmdir()
+
+
 @contextmanager
 def whole_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes ``path`` only when the block ends well.
 
     On any error, an interrupt included, it is removed and what stood at ``path`` is as before.
-    A folder that stands there is replaced if it is empty, if it holds a ``config.json`` (so it
-    is one of ours), or if ``replace`` is true.
+    A folder that stands there is replaced if it is empty, if it is one of ours (a twinline model
+    or a teacher), or if ``replace`` is true.
 
     Raises:
         TwinlineError: ``path`` is a file or somebody else's folder, or the block or the move
@@ -121,13 +162,24 @@ def _refuse_foreign(target: Path, replace: bool) -> None:
         return
     if not target.is_dir():
         raise TwinlineError(f"{target} is a file; name a folder that is new or empty.")
-    if replace or (target / "config.json").exists():
+    if replace or _ours(target):
         return
     if any(target.iterdir()):
         raise TwinlineError(
             f"{target} holds files that are not ours and was left alone; name a folder that is "
             "new or empty."
         )
+
+
+def _ours(folder: Path) -> bool:
+    """Whether twinline wrote the folder: a model of its type, or a teacher's card."""
+    if (folder / "teacher.json").is_file():
+        return True
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == "twinline"
 
 
 def _move_over(partial: Path, target: Path) -> None:

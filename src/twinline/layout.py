@@ -32,7 +32,7 @@ def module(number: int, name: str, path: str) -> dict[str, Any]:
     }
 
 
-def stock_files(model: TwinlineModel, prompts: dict[str, str]) -> dict[str, Any]:
+def stock_files(model: TwinlineModel, prompts: dict[str, str], similarity: str) -> dict[str, Any]:
     """The JSON files by which ``SentenceTransformer(path)`` gives the vectors of ``Encoder``.
 
     Poolings it does not know are done in the model: its Transformer module then hands over
@@ -46,7 +46,7 @@ def stock_files(model: TwinlineModel, prompts: dict[str, str]) -> dict[str, Any]
             "model_type": "SentenceTransformer",
             "prompts": prompts,
             "default_prompt_name": None,
-            "similarity_fn_name": "cosine",
+            "similarity_fn_name": "dot" if similarity == "dot" else "cosine",
         }
     }
     if stock:
@@ -91,7 +91,7 @@ def save_folder(
     with whole_folder(path) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        for name, content in stock_files(model, prompts).items():
+        for name, content in stock_files(model, prompts, similarity).items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
         (folder / HEAD_CONFIG).write_text(json.dumps({"similarity": similarity}) + "\n")

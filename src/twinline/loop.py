@@ -2,8 +2,8 @@
 
 What a step reads is a function of its number (``batch_at(step)``), and its random draws (dropout)
 are seeded by its number, so a run that was killed and resumed from its last checkpoint goes on to
-exactly the same weights as one that never stopped. Runs under ``accelerate``: one process here,
-``accelerate launch`` for many.
+exactly the same weights as one that never stopped. It runs on ``accelerate``'s device; what is
+tested is one process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from .errors import TwinlineError
-from .files import writable_folder, write_whole
+from .files import fingerprint, writable_folder, write_whole
 from .options import LoopOptions
 from .progress import Progress
 
@@ -117,7 +117,7 @@ def train(
     accelerator = Accelerator(mixed_precision="no")
     half = options.precision == "bf16"
     wrapped, optim = accelerator.prepare(module, optimiser(module, options))
-    identity = {"options": asdict(options), **(identity or {})}
+    identity = {"options": asdict(options), "start": weights_of(module), **(identity or {})}
     keeper = Keeper(folder, module, optim, identity) if folder else None
     run, best = keeper.resume() if keeper else (Run(), None)
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -178,6 +178,12 @@ def train(
         load(module, best)
     module.eval()
     return run
+
+
+def weights_of(module: nn.Module) -> str:
+    """A fingerprint of all of a module's weights."""
+    tensors = (tensor.detach().cpu().contiguous() for tensor in module.state_dict().values())
+    return fingerprint(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in tensors)
 
 
 def trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -25,6 +25,12 @@ def at_least(options: object, least: float, *names: str) -> None:
             raise TwinlineError(f"{name} must be at least {least}, not {getattr(options, name)}.")
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that leaves no room for the step's number beside it."""
+    if seed >= 2**31:
+        raise TwinlineError(f"seed must be below {2**31}, not {seed}.")
+
+
 def share(options: object, *names: str) -> None:
     """Refuse options that are no share between 0 and 1, by name."""
     for name in names:
@@ -115,6 +121,7 @@ class LoopOptions:
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "accumulate", "checkpoint_every")
         at_least(self, 0, "evaluate_every", "patience", "weight_decay", "seed")
+        check_seed(self.seed)
         share(self, "warmup")
         if not self.learning_rate > 0:
             raise TwinlineError(f"learning_rate must be above 0, not {self.learning_rate}.")
@@ -148,6 +155,7 @@ class TransferOptions:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "steps", "mass", "seed")
+        check_seed(self.seed)
         at_least(self, 1, "texts", "stretch_tokens", "checkpoint_every")
         share(self, "alone")
         if self.stretches is not None:
@@ -263,15 +271,15 @@ class DistillRecipe(DataOptions):
     base: str = "all-MiniLM-L6-v2"
     """The encoder to start from, or a folder that convert wrote."""
     model: ModelOptions = field(default_factory=ModelOptions)
-    texts: tuple[str, ...] = ("stsb",)
-    """Unlabelled text for attention transfer."""
+    texts: tuple[str, ...] = ()
+    """Unlabelled text for attention transfer: files or tasks; without any, the pairs' own."""
     transfer: TransferOptions = field(default_factory=TransferOptions)
     similarity: Literal["cosine", "dot", "dse"] = "cosine"
     """How two vectors make a score."""
     teacher: tuple[str, ...] = ()
     """Folders of the teacher's scorers; several are averaged."""
     teacher_scale: str | None = None
-    """logit or unit, for a cross-encoder that does not declare its scale."""
+    """logit or unit, for the cross-encoders among them that do not declare their scale."""
     twin: str | None = None
     """A softmax twin whose vectors train.match draws the student's to."""
     extra: tuple[str, ...] = ()
@@ -325,6 +333,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = str(error).splitlines()[0]
         raise TwinlineError(f"The recipe {path} is not valid YAML: {line}.") from error
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise TwinlineError(f"The recipe {path} holds no options (name: value lines).")
     return values

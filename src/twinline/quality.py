@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ REPORTED = tuple(
 """The arms of the table; the others are steps on the way to one."""
 
 
+@cache
 def identity(arm: Arm, recipes: Path) -> str:
     """What an arm's result depends on: its recipe, and those of the arms it starts from."""
     own = (recipes / arm.recipe).read_bytes() if arm.recipe else b""
@@ -165,6 +167,7 @@ class Runs:
         return self.found.get((seed, arm.name, identity(arm, self.recipes)))
 
     def add(self, result: dict[str, Any]) -> None:
+        self.found = Runs(self.file, self.recipes).found  # another runner may have added
         self.found[result["seed"], result["arm"], result["identity"]] = result
         lines = [json.dumps(r) for _, r in sorted(self.found.items())]
         write_whole(self.file, "\n".join(lines) + "\n")

@@ -72,7 +72,10 @@ def find_model(name: str | Path) -> Path:
 
     for repository in repositories:
         try:
-            return Path(snapshot_download(repository, local_files_only=True))
+            cached = Path(snapshot_download(repository, local_files_only=True))
+            # A look-up of one file leaves a snapshot without the rest.
+            if [*cached.glob("*.safetensors"), *cached.glob("*.bin")]:
+                return cached
         except (LocalEntryNotFoundError, HFValidationError, OSError):
             continue
     tried.append("the hub's local cache")

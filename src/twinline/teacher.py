@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,9 +22,10 @@ from .cache import Pair, ScoreCache
 from .encoder import Encoder, Ranked, ranking
 from .errors import TwinlineError
 from .files import fingerprint, whole_folder
+from .loop import weights_of
 from .model import TwinlineConfig
 from .progress import Progress
-from .sources import find_model, read_config
+from .sources import find_model, read_config, read_json
 from .text import clean_text
 
 Scale = str | tuple[float, float]
@@ -65,7 +65,9 @@ class Scorer(Protocol):
     """Scores pairs on its declared scale."""
 
     scale: Scale
-    fingerprint: str
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def __call__(self, pairs: Sequence[Pair]) -> Scores: ...
 
@@ -89,6 +91,14 @@ def pad_rows(
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
+def positions_of(config: Any) -> int | None:
+    """The longest input of a model of transformers, in tokens; None if it has no such limit."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions and config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= config.pad_token_id + 1  # the table's first rows are no positions
+    return positions
+
+
 class CrossEncoderScorer:
     """A sequence classifier with one output that reads both texts together.
 
@@ -102,13 +112,15 @@ class CrossEncoderScorer:
         self, model: Any, tokenizer: Any, scale: Scale, on_overflow: str = "error", print_: str = ""
     ) -> None:
         self.model, self.tokenizer, self.scale = model, tokenizer, scale
-        self.on_overflow, self.fingerprint = on_overflow, print_
-        config = model.config
-        self.limit = getattr(config, "max_position_embeddings", None)
-        if self.limit and "roberta" in config.model_type:
-            self.limit -= config.pad_token_id + 1  # rows of the table that are no positions
+        self.on_overflow, self.print_ = on_overflow, print_
+        self.limit = positions_of(model.config)
         # As the tokenizer would by itself: RoBERTa's, for one, makes no token types.
         self.types = "token_type_ids" in tokenizer.model_input_names
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the folder it was loaded from."""
+        return self.print_
 
     @classmethod
     def load(
@@ -132,9 +144,9 @@ class CrossEncoderScorer:
                 "scores needs one."
             )
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-        weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-        files = [folder / "config.json", folder / "tokenizer.json", *weights]
-        contents = [file.read_bytes() for file in files if file.is_file()]
+        kinds = (".json", ".txt", ".model", ".safetensors", ".bin")
+        files = sorted(file for file in folder.iterdir() if file.suffix in kinds)
+        contents = [file.read_bytes() for file in files if file.name != CARD]
         print_ = fingerprint(["cross-encoder", on_overflow, str(scale), *contents])
         return cls(model, load_tokenizer(folder), scale, on_overflow, print_)
 
@@ -181,14 +193,17 @@ class CrossEncoderScorer:
             owner += [number] * len(fitting)
         return kept, owner
 
-    def windows(self, pair: Pair, limit: int) -> list[tuple[list[int], list[int]]]:
-        """A long pair as rows that fit: its first windows, or every pair of windows."""
+    def windows(self, pair: Pair, limit: int, spare: int = 0) -> list[tuple[list[int], list[int]]]:
+        """A long pair as rows that fit: its first windows, or every pair of windows.
+
+        ``spare`` tokens are left free for what tokenises longer alone than in its text.
+        """
         plain = self.tokenizer(
             [clean_text(text) for text in pair], add_special_tokens=False, truncation=False,
             return_offsets_mapping=True, verbose=False,
         )  # fmt: skip
         counts = [len(ids) for ids in plain["input_ids"]]
-        room = limit - self.tokenizer.num_special_tokens_to_add(pair=True)
+        room = limit - self.tokenizer.num_special_tokens_to_add(pair=True) - spare
         # The shorter text keeps what it needs up to half of the room, the other gets the rest.
         small = min(min(counts), room // 2)
         sizes = [small, room - small] if counts[0] <= counts[1] else [room - small, small]
@@ -205,7 +220,8 @@ class CrossEncoderScorer:
             ])  # fmt: skip
         rows = pair_rows(self.tokenizer, [(a, b) for a in cut[0] for b in cut[1]])
         # A piece cut out of its text may tokenise a little longer than it was inside it.
-        return [(ids[:limit], kinds[:limit]) for ids, kinds in rows]
+        excess = max(len(ids) for ids, _ in rows) - limit
+        return self.windows(pair, limit, spare + excess) if excess > 0 else rows
 
 
 class TwinScorer:
@@ -213,23 +229,20 @@ class TwinScorer:
 
     def __init__(self, encoder: Encoder, scale: Scale) -> None:
         self.encoder, self.scale = encoder, scale
-        tensors = encoder.model.state_dict() | encoder.head.state_dict(prefix="head.")
-        contents = [tensor.cpu().contiguous().numpy().tobytes() for tensor in tensors.values()]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the encoder as it is now: it may have been trained on since."""
+        encoder = self.encoder
+        tokenizer = encoder.tokenizer.backend_tokenizer.to_str()
+        reads = f"{encoder.similarity_name} {encoder.max_tokens} {encoder.on_overflow}"
         config = encoder.model.config.to_json_string()
-        self.fingerprint = fingerprint(["twin", encoder.similarity_name, config, *contents])
+        weights = weights_of(encoder.model), weights_of(encoder.head)
+        return fingerprint(["twin", reads, str(self.scale), config, tokenizer, *weights])
 
     def __call__(self, pairs: Sequence[Pair]) -> Scores:
         scores = self.encoder.score([a for a, _ in pairs], [b for _, b in pairs])
         return np.asarray(scores, dtype=np.float64)
-
-
-@dataclass(frozen=True)
-class Member:
-    """One line of a teacher's card."""
-
-    path: str
-    """The scorer's folder, relative to the card."""
-    scale: Scale
 
 
 class Teacher:
@@ -238,8 +251,8 @@ class Teacher:
     Args:
         sources: folders or names of cross-encoders, twins (``Encoder`` objects or folders that
             twinline saved), or folders of a saved teacher.
-        scale: the scale of every source, or a list with one for each. Twins default to "unit", and
-            what ``twinline teach`` made knows its own; any other cross-encoder needs it declared.
+        scale: the scale of every source that does not know its own (twins are on "unit", and what
+            ``twinline teach`` made declares its own), or a list with one for each (None: its own).
         both_orders: score (a, b) and (b, a) and average them.
         cache: file of the score cache, or None.
         on_overflow: see ``CrossEncoderScorer``.
@@ -249,7 +262,7 @@ class Teacher:
     def __init__(
         self,
         *sources: str | Path | Encoder,
-        scale: Scale | Sequence[Scale | None] | None = None,
+        scale: Scale | list[Scale | None] | None = None,
         both_orders: bool = True,
         cache: str | Path | None = None,
         device: str | None = None,
@@ -261,44 +274,53 @@ class Teacher:
             raise TwinlineError(
                 f"on_overflow must be one of {', '.join(OVERFLOW)}, not {on_overflow!r}."
             )
-        several = isinstance(scale, list)
-        scales: list[Any] = list(scale) if several else [scale] * len(sources)  # type: ignore[arg-type]
-        if len(scales) != len(sources):
-            raise TwinlineError(f"{len(sources)} sources need as many scales, not {len(scales)}.")
+        if isinstance(scale, list) and len(scale) != len(sources):
+            raise TwinlineError(f"{len(sources)} sources need as many scales, not {len(scale)}.")
+        declared = scale if isinstance(scale, list) else [None] * len(sources)
+        fallback = None if scale is None or isinstance(scale, list) else check_scale(scale)
         self.both_orders, self.device, self.on_overflow = both_orders, device, on_overflow
         self.scorers: list[Scorer] = []
         self.places: list[str | None] = []
-        for source, declared in zip(sources, scales, strict=True):
-            self.add(source, declared)
+        for source, own in zip(sources, declared, strict=True):
+            self.add(source, own, fallback)
         self.cache = ScoreCache(cache) if cache else None
-        self.fingerprint = fingerprint([str(both_orders), *(s.fingerprint for s in self.scorers)])
 
-    def add(self, source: str | Path | Encoder, declared: Any) -> None:
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that its scores depend on: what the cache is keyed by."""
+        return fingerprint([str(self.both_orders), *(s.fingerprint for s in self.scorers)])
+
+    def add(self, source: str | Path | Encoder, declared: Any, fallback: Scale | None) -> None:
+        """Take a source in; ``fallback`` is the scale of one that has none of its own."""
         if isinstance(source, Encoder):
             self.scorers.append(TwinScorer(source, check_scale(declared or "unit")))
             self.places.append(None)
             return
         path = Path(source).expanduser()
         if declared is None and (path / CARD).is_file():
-            card = json.loads((path / CARD).read_text(encoding="utf-8"))
+            card = read_json(path / CARD)
+            members = card.get("members") if isinstance(card, dict) else None
+            if not isinstance(members, list) or not all(map(is_member, members)):
+                raise TwinlineError(f"{path / CARD} lists no members with a path and a scale.")
             self.both_orders = self.both_orders and card.get("both_orders", True)
-            for member in card["members"]:
-                self.add_folder((path / member["path"]).resolve(), member["scale"])
+            for member in members:
+                self.add_folder((path / member["path"]).resolve(), member["scale"], None)
             return
-        self.add_folder(find_model(source), declared)
+        self.add_folder(find_model(source), declared, fallback)
 
-    def add_folder(self, folder: Path, declared: Any) -> None:
+    def add_folder(self, folder: Path, declared: Any, fallback: Scale | None) -> None:
+        """Take in the twin or the cross-encoder in a folder."""
         scorer: Scorer
         if read_config(folder).get("model_type") == TwinlineConfig.model_type:
             twin = Encoder(folder, device=self.device)
             scorer = TwinScorer(twin, check_scale(declared or "unit"))
-        elif declared is None:
+        elif declared is None and fallback is None:
             raise TwinlineError(
                 f"The score scale of {folder} is not declared: give scale='logit', 'unit' or "
                 "(low, high)."
             )
         else:
-            scale = check_scale(declared)
+            scale = check_scale(declared or fallback)
             scorer = CrossEncoderScorer.load(folder, scale, self.device, self.on_overflow)
         self.scorers.append(scorer)
         self.places.append(str(folder))
@@ -307,8 +329,13 @@ class Teacher:
         self, pairs: Sequence[Pair] | Sequence[Sequence[str]], show_progress: bool | None = False
     ) -> Scores:
         """Scores (pairs,) on the unit scale; known ones come from the cache."""
-        given = [(str(a), str(b)) for a, b in pairs]
-        known = self.cache.get(self.fingerprint, given) if self.cache else [None] * len(given)
+        given = []
+        for number, pair in enumerate(pairs, 1):
+            if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+                raise TwinlineError(f"Pair number {number} is no pair of texts: {pair!r:.60}.")
+            given.append((pair[0], pair[1]))
+        key = self.fingerprint if self.cache else ""
+        known = self.cache.get(key, given) if self.cache else [None] * len(given)
         todo = [place for place, score in enumerate(known) if score is None]
         scores = np.array([np.nan if score is None else score for score in known])
         with Progress("teacher", total=len(todo), show=show_progress) as progress:
@@ -316,8 +343,13 @@ class Teacher:
                 places = todo[start : start + CHUNK]
                 chunk = [given[place] for place in places]
                 scores[places] = self.fresh(chunk)
+                if bad := [place for place in places if not np.isfinite(scores[place])]:
+                    raise TwinlineError(
+                        f"The teacher's score of pair {bad[0] + 1} is not a number: look at its "
+                        "weights."
+                    )
                 if self.cache:
-                    self.cache.put(self.fingerprint, chunk, scores[places].tolist())
+                    self.cache.put(key, chunk, scores[places].tolist())
                 progress.advance(len(places))
         return scores
 
@@ -355,6 +387,11 @@ class Teacher:
         ]
         with whole_folder(path) as folder:
             write_card(folder, members, self.both_orders)
+
+
+def is_member(line: Any) -> bool:
+    """Whether a line of a teacher's card says where a scorer is and what its scale is."""
+    return isinstance(line, dict) and {"path", "scale"} <= line.keys()
 
 
 def symmetric(scorer: Scorer) -> bool:

@@ -1,6 +1,7 @@
 """Teaching and distilling on a tiny model: what the losses mean, what is refused, resuming."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,6 +180,32 @@ def test_a_recipe_from_end_to_end(tiny_bert: Path, tiny_pairs: Path, tmp_path: P
     assert (encoder.encode("a man plays the guitar on green grass") == on).all()
     with pytest.raises(TwinlineError, match="no hybrid"), far_off(fresh(tiny_bert).model):
         pass
+
+
+def test_a_learned_head_starts_the_same_after_a_resume(tiny_bert, tiny_pairs, tmp_path) -> None:
+    """The transfer of the second run is read from its checkpoint, and draws nothing."""
+    recipe = DistillRecipe(
+        base=str(tiny_bert), data=str(tiny_pairs), scale=(0, 1), similarity="dse",
+        transfer=TransferOptions(steps=2, texts=8),
+        train=DistillOptions(alpha=0.0, epochs=1, pairs=16),
+    )  # fmt: skip
+    first, run = student(recipe, tmp_path / "work")
+    shutil.rmtree(tmp_path / "work" / "distill")
+    torch.rand(7)
+    second, again = student(recipe, tmp_path / "work")
+    assert [r.loss for r in run.log] == [r.loss for r in again.log]
+    for a, b in zip(first.head.parameters(), second.head.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_checkpoint_of_another_start_is_refused(tiny_bert, pairs: Pairs, tmp_path) -> None:
+    options = DistillOptions(alpha=0, epochs=1, pairs=16)
+    distill(fresh(tiny_bert), pairs, options=options, folder=tmp_path)
+    other = fresh(tiny_bert)
+    with torch.no_grad():
+        other.model.layers[1].norm.bias.add_(1e-3)
+    with pytest.raises(TwinlineError, match=r"other settings \(start\)"):
+        distill(other, pairs, options=options, folder=tmp_path)
 
 
 def test_one_class_has_no_correlation(pairs: Pairs) -> None:

@@ -70,7 +70,7 @@ def distill(
     Raises: TwinlineError if options and data contradict each other.
     """
     options = options or DistillOptions()
-    check(options, pairs, teacher_scores, extra, twin)
+    check(options, student, pairs, teacher_scores, extra, twin)
     texts1, texts2 = list(pairs.sentence1), list(pairs.sentence2)
     zeros = np.zeros(len(pairs))
     labels = zeros if pairs.score is None else pairs.unit_score
@@ -133,9 +133,10 @@ def distill(
             folder=folder,
             identity={
                 "distill": asdict(options),
-                "model": student.model.config.to_diff_dict(),
-                "start": fingerprint(p.detach().cpu().numpy().tobytes()[:4096]
-                                     for p in student.model.parameters()),
+                "goals": None if goals is None else fingerprint([goals.numpy().tobytes()]),
+                "validation": None if validation is None else fingerprint(
+                    [*validation.sentence1, *validation.sentence2, gold.tobytes()]
+                ),
                 "pairs": fingerprint([*texts1, *texts2, labels.tobytes(), soft.tobytes()]),
             },
             evaluate=evaluate,
@@ -150,6 +151,7 @@ def distill(
 
 def check(
     options: DistillOptions,
+    student: Encoder,
     pairs: Pairs,
     teacher_scores: Scores | None,
     extra: Pairs | None,
@@ -172,6 +174,11 @@ def check(
         raise TwinlineError("Extra pairs have no labels: they need alpha above 0.")
     if options.match and twin is None:
         raise TwinlineError(f"match={options.match} needs a twin whose vectors to match.")
+    if options.match and twin is not None and twin.dimension != student.dimension:
+        raise TwinlineError(
+            f"The twin's vectors are {twin.dimension} wide, the student's {student.dimension}: "
+            "match needs equal widths."
+        )
 
 
 def twin_vectors(twin: Encoder, texts: list[str]) -> Tensor:

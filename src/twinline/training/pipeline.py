@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from ..conversion import convert, transfer
+from ..conversion import convert, learns, transfer
 from ..data import TASKS, Pairs, load, load_texts
 from ..encoder import Encoder
 from ..errors import TwinlineError
@@ -20,25 +22,36 @@ from .distill import distill
 NAMED = {"builtin", *TASKS}
 
 
-def training_pairs(options: DataOptions) -> tuple[Pairs, Pairs | None]:
+def training_pairs(options: DataOptions, need_score: bool = True) -> tuple[Pairs, Pairs | None]:
     """The pairs to train on and those to validate on (None for a file without a second one)."""
-    if options.data in NAMED:
-        return load(options.data, "train"), load(options.validation or options.data)
-    given = {"scale": options.scale, "columns": options.columns}
-    train = load(options.data, "train", **given)  # type: ignore[arg-type]
-    if options.validation is None:
+
+    def read(source: str, split: str | None, need_score: bool) -> Pairs:
+        if source in NAMED:  # they declare their own scale and columns
+            return load(source, split)
+        given = {"scale": options.scale, "columns": options.columns, "need_score": need_score}
+        return load(source, split, **given)  # type: ignore[arg-type]
+
+    train = read(options.data, "train", need_score)
+    if options.validation is None and options.data not in NAMED:
         return train, None
-    return train, load(options.validation, "validation", **given)  # type: ignore[arg-type]
+    return train, read(options.validation or options.data, None, True)
 
 
 def converted(
-    recipe: ConvertRecipe, work: Path | None = None, show_progress: bool | None = None
+    recipe: ConvertRecipe,
+    work: Path | None = None,
+    show_progress: bool | None = None,
+    own_texts: Sequence[str] = (),
 ) -> Encoder:
-    """The base model with new attention, after attention transfer if the recipe has texts."""
+    """The base model with new attention, after attention transfer on the recipe's texts.
+
+    ``own_texts`` are taken where the recipe names none; without any, no transfer is done.
+    """
     model = convert(recipe.base, **recipe.given())
-    if recipe.texts and recipe.transfer.steps:
+    if recipe.transfer.steps and learns(model) and (recipe.texts or own_texts):
+        texts = load_texts(list(recipe.texts)) if recipe.texts else own_texts
         transfer(
-            model, load_texts(list(recipe.texts)), recipe.transfer,
+            model, texts, recipe.transfer,
             folder=work and work / "transfer", show_progress=show_progress,
         )  # fmt: skip
     return Encoder(model)
@@ -75,13 +88,14 @@ def student(
         teacher, twin: instead of those that the recipe names.
     Returns: the trained student, and the run with its metrics log.
     """
-    pairs, validation = training_pairs(recipe)
-    texts = recipe.texts if recipe.transfer.steps else ()
+    pairs, validation = training_pairs(recipe, need_score=recipe.train.alpha < 1)
     start = ConvertRecipe(
-        base=recipe.base, texts=texts, transfer=recipe.transfer, **recipe.model.given()
+        base=recipe.base, texts=recipe.texts, transfer=recipe.transfer, **recipe.model.given()
     )
-    made = converted(start, work, show_progress)
+    own = list(dict.fromkeys(text for text in pairs.sentence1 + pairs.sentence2 if text.strip()))
+    made = converted(start, work, show_progress, own)
     prompts = made.prompts
+    torch.manual_seed(recipe.train.seed)  # draws a learned head, whatever was drawn before
     made = Encoder(made.model, made.tokenizer, similarity=recipe.similarity)
     made.prompts = prompts
     if teacher is None and recipe.teacher:
@@ -94,6 +108,8 @@ def student(
         twin = Encoder(recipe.twin)
     scores = None
     extra = None
+    if recipe.extra and not recipe.train.alpha:
+        raise TwinlineError("extra pairs have no labels: they need train.alpha above 0.")
     if recipe.train.alpha > 0:
         if teacher is None:
             raise TwinlineError(

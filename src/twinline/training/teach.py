@@ -19,7 +19,16 @@ from ..loop import Batch, Run, train
 from ..options import TeachOptions
 from ..sources import find_model
 from ..statistics import pearson
-from ..teacher import CrossEncoderScorer, pad_rows, pair_rows, to_unit, write_card
+from ..teacher import (
+    CrossEncoderScorer,
+    pad_rows,
+    pair_rows,
+    positions_of,
+    to_unit,
+    write_card,
+)
+
+VERY_LONG = 10**9
 
 
 def teach(
@@ -65,7 +74,7 @@ def teach(
     labels = pairs.unit_score
     rows = pair_rows(tokenizer, given)
     turned = pair_rows(tokenizer, [(b, a) for a, b in given])
-    limit = getattr(model.config, "max_position_embeddings", 512)
+    limit = positions_of(model.config) or VERY_LONG
     if long := [i + 1 for i, (ids, _) in enumerate(rows) if len(ids) > limit]:
         raise TwinlineError(
             f"Pair {long[0]} has more than the cross-encoder's {limit} tokens ({len(long)} pairs "
@@ -103,7 +112,7 @@ def teach(
     run = train(
         model, batch_at, loss, options.loop(steps),
         folder=folder,
-        identity={"teach": asdict(options), "base": fingerprint([str(base)]),
+        identity={"teach": asdict(options),
                   "pairs": fingerprint([*pairs.sentence1, *pairs.sentence2, labels.tobytes()])},
         evaluate=evaluate,
         title="teaching",
@@ -115,7 +124,7 @@ def teach(
 
 def save_cross_encoder(output: str | Path, model: Any, tokenizer: Any) -> None:
     """A folder for sentence-transformers' ``CrossEncoder``, and a teacher that knows its scale."""
-    tokenizer.model_max_length = getattr(model.config, "max_position_embeddings", 512)
+    tokenizer.model_max_length = positions_of(model.config) or VERY_LONG
     model.config.sentence_transformers = {
         "activation_fn": "torch.nn.modules.activation.Sigmoid",
         "version": "5.0.0",
