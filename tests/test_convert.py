@@ -166,8 +166,9 @@ SPOILS = [f for name, f in list(globals().items()) if name.startswith("spoil_")]
 @pytest.mark.parametrize("spoil", SPOILS, ids=lambda f: f.__name__)
 def test_a_damaged_folder_is_refused_in_one_sentence(spoil: Any, saved: str, copy: Path) -> None:
     if saved == "twinline":
+        encoder = Encoder(convert(copy))
         shutil.rmtree(copy)
-        Encoder(convert(copy)).save(copy)
+        encoder.save(copy)
     spoil(copy)
     for read in (convert, Encoder):
         with pytest.raises(TwinlineError) as caught:

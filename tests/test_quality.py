@@ -73,6 +73,7 @@ def test_a_changed_recipe_is_another_run(tmp_path: Path) -> None:
     assert identity(BY_NAME["linear"], tmp_path / "recipes") == identity(BY_NAME["linear"], RECIPES)
     with (tmp_path / "recipes" / "stsb-cross-encoder.yaml").open("a") as file:
         file.write("# changed\n")
+    identity.cache_clear()
     for name, changed in (("linear", True), ("teacher", True), ("softmax-no-teacher", False)):
         one, other = (identity(BY_NAME[name], r) for r in (RECIPES, tmp_path / "recipes"))
         assert (one != other) == changed
