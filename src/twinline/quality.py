@@ -109,7 +109,6 @@ def run_arm(arm: Arm, seed: int, root: Path, recipes: Path) -> None:
     def teacher_of(names: tuple[str, ...]) -> Teacher:
         return Teacher(*map(model_of, names), cache=root / f"seed-{seed}" / "scores.sqlite")
 
-    started = time.perf_counter()
     scorer: Encoder | Teacher
     if arm.recipe is None:
         scorer = teacher_of(arm.teacher)
@@ -141,7 +140,6 @@ def run_arm(arm: Arm, seed: int, root: Path, recipes: Path) -> None:
         "arm": arm.name,
         "seed": seed,
         "identity": identity(arm, recipes),
-        "seconds": round(time.perf_counter() - started),
         "machine": describe(),
         "date": date.today().isoformat(),
     }
@@ -225,7 +223,7 @@ def run_all(todo: list[tuple[int, Arm]], root: Path, runs: Runs, jobs: int) -> N
                 result = json.loads(result_file(seed, BY_NAME[name]).read_text())
                 runs.add(result)
                 scores = [f"{split} {result[split]['pearson']:.4f}" for split in SPLITS]
-                print(f"seed {seed} {name}: {', '.join(scores)}, {result['seconds']} s", flush=True)
+                print(f"seed {seed} {name}: {', '.join(scores)}", flush=True)
     finally:
         for process in running.values():
             process.terminate()

@@ -88,6 +88,13 @@ def student(
         teacher, twin: instead of those that the recipe names.
     Returns: the trained student, and the run with its metrics log.
     """
+    if recipe.extra and not recipe.train.alpha:
+        raise TwinlineError("extra pairs have no labels: they need train.alpha above 0.")
+    if recipe.train.alpha > 0 and teacher is None and not recipe.teacher:
+        raise TwinlineError(
+            f"train.alpha is {recipe.train.alpha} and there is no teacher: name one with teacher, "
+            "or set train.alpha to 0."
+        )
     pairs, validation = training_pairs(recipe, need_score=recipe.train.alpha < 1)
     start = ConvertRecipe(
         base=recipe.base, texts=recipe.texts, transfer=recipe.transfer, **recipe.model.given()
@@ -108,14 +115,7 @@ def student(
         twin = Encoder(recipe.twin)
     scores = None
     extra = None
-    if recipe.extra and not recipe.train.alpha:
-        raise TwinlineError("extra pairs have no labels: they need train.alpha above 0.")
-    if recipe.train.alpha > 0:
-        if teacher is None:
-            raise TwinlineError(
-                f"train.alpha is {recipe.train.alpha} and there is no teacher: name one with "
-                "teacher, or set train.alpha to 0."
-            )
+    if recipe.train.alpha > 0 and teacher is not None:
         both = list(zip(pairs.sentence1, pairs.sentence2, strict=True))
         scores = teacher.predict(both, show_progress=show_progress)
         extra = extra_pairs(recipe, teacher, show_progress) if recipe.extra else None
