@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twinline.attention import ATTENTION
 from twinline.errors import TwinlineError
-from twinline.model import POSITION_RULES, TwinlineConfig, TwinlineModel
+from twinline.model import POSITION_RULES, Embeddings, TwinlineConfig, TwinlineModel
 from twinline.pooling import POOLINGS
 
 TINY = {
@@ -73,6 +73,26 @@ def test_a_text_has_one_vector_wherever_its_padding_stands(variant: dict, poolin
         close(batch.last_hidden_state[row + 4, 26 - length :], alone.last_hidden_state[0])
 
 
+@pytest.mark.parametrize("rule", POSITION_RULES)
+@pytest.mark.parametrize("variant", VARIANTS, ids=name)
+@pytest.mark.parametrize("padding", ["right", "left", "none"])
+def test_piece_by_piece_is_the_same_as_at_once(
+    variant: dict, padding: str, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long texts, many texts and short ones, with a gradient asked for (at once) and without."""
+    model = tiny(pooling="top4", position_rule=rule, **variant)
+    ids = torch.cat([tokens(53, seed=row) for row in range(3)])
+    mask = torch.arange(53) < torch.tensor([[53], [29], [4]])
+    mask = {"right": mask, "left": mask.flip(1), "none": torch.ones_like(mask)}[padding]
+    for piece in (7, 60):
+        monkeypatch.setattr("twinline.model.PIECE", piece)
+        at_once = model(ids, mask)
+        with torch.no_grad():
+            pieces = model(ids, mask)
+        close(pieces.pooler_output, at_once.pooler_output)
+        close(pieces.last_hidden_state[mask], at_once.last_hidden_state[mask])
+
+
 def close(x: Tensor, want: Tensor) -> None:
     torch.testing.assert_close(x, want, rtol=0, atol=1e-5)
 
@@ -96,20 +116,25 @@ def test_poolings_are_what_they_say() -> None:
     assert not tiny(pooling="mean")(ids, mask * 0).pooler_output.any()
 
 
+def positions(embeddings: Embeddings, mask: Tensor) -> Tensor:
+    place = (mask.long().cumsum(dim=1) - 1).clamp_min(0)
+    return embeddings.positions(place, place.amax(dim=1, keepdim=True))
+
+
 @torch.no_grad()
 def test_positions_are_tiled_or_squeezed_beyond_the_table() -> None:
     tiled, squeezed = (tiny(position_rule=rule).embeddings for rule in POSITION_RULES)
     table = tiled.position.weight
     within, beyond = torch.ones(1, 16).bool(), torch.ones(1, 31).bool()
-    close(tiled.positions(within)[0], table)
-    close(squeezed.positions(within)[0], table)
-    close(tiled.positions(beyond)[0], torch.cat([table, table[:15]]))
-    got = squeezed.positions(beyond)[0]  # 31 places in 16: every second one is the table's
+    close(positions(tiled, within)[0], table)
+    close(positions(squeezed, within)[0], table)
+    close(positions(tiled, beyond)[0], torch.cat([table, table[:15]]))
+    got = positions(squeezed, beyond)[0]  # 31 places in 16: every second one is the table's
     close(got[::2], table)
     close(got[1::2], (table[:-1] + table[1:]) / 2)
     mixed = torch.cat([beyond, beyond])
     mixed[1, 16:] = False
-    close(squeezed.positions(mixed)[1, :16], table)
+    close(positions(squeezed, mixed)[1, :16], table)
 
 
 @pytest.mark.parametrize("rule", POSITION_RULES)
@@ -123,7 +148,8 @@ def test_any_length_is_read_and_those_within_the_table_alike(rule: str) -> None:
     difference = model(long).pooler_output - model(changed).pooler_output
     assert difference.abs().max() > 1e-4  # the last token is read
     assert model(long).last_hidden_state.shape == (1, 200, 12)
-    short = tiny(position_rule=rule, position_period=4).embeddings.positions(torch.ones(1, 9) > 0)
+    model = tiny(position_rule=rule, position_period=4)
+    short = positions(model.embeddings, torch.ones(1, 9) > 0)
     assert short.shape == (1, 9, 12)
     last = {"tiled": 0, "interpolated": 3}[rule]
     close(short[0, 8], model.embeddings.position.weight[last])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .attention import HybridAttention
 from .data import Pairs
@@ -92,18 +93,18 @@ def far_share(encoder: Encoder, texts: Sequence[str]) -> list[float]:
     sums = np.zeros((len(attentions), 2))
 
     def watch(number: int) -> Any:
-        def hook(attention: HybridAttention, inputs: tuple[Any, ...], output: Any) -> None:
-            q, k, v, mask = inputs
-            share = torch.sigmoid(attention.attend(q, k, v, mask)[1])  # (batch, heads, length)
+        def report(log_odds: Tensor, mask: Tensor | None) -> None:
+            share = torch.sigmoid(log_odds)  # (batch, heads, length)
             real = torch.ones_like(share) if mask is None else mask[:, None].expand_as(share)
             sums[number] += [float((share * real).sum()), float(real.sum())]
 
-        return hook
+        return report
 
-    handles = [a.register_forward_hook(watch(i)) for i, a in enumerate(attentions)]
+    for number, attention in enumerate(attentions):
+        attention.report = watch(number)
     try:
         encoder.encode(list(texts))
     finally:
-        for handle in handles:
-            handle.remove()
+        for attention in attentions:
+            attention.report = None
     return [float(s) for s in sums[:, 0] / np.maximum(sums[:, 1], 1)]

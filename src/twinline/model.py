@@ -18,11 +18,16 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .attention import ATTENTION, FEATURE_MAPS, AttentionSpec
+from .attention.spec import real_first
 from .errors import TwinlineError
 from .options import AttentionOptions, ModelOptions, at_least, share
 from .pooling import POOLINGS
 
 POSITION_RULES = ("tiled", "interpolated")
+PIECE = 1024
+"""Tokens that a layer works on at a time where no gradient is asked for. What it makes of them on
+the way (the feed-forward, features, scores) then fits a processor's cache, and the memory of a long
+text grows by its states alone."""
 
 
 def one_of(name: str, value: str, allowed: Any) -> None:
@@ -137,15 +142,16 @@ class Embeddings(nn.Module):
         self.rule = config.position_rule
         self.period = config.position_period or config.position_table
 
-    def positions(self, mask: Tensor) -> Tensor:
-        """Position embeddings (b, n, hidden), counted over real tokens, for any length."""
-        place = (mask.long().cumsum(dim=1) - 1).clamp_min(0)  # (b, n)
+    def positions(self, place: Tensor, last: Tensor) -> Tensor:
+        """Position embeddings (b, n, hidden) of tokens at ``place`` (b, n), for any length.
+
+        ``last`` (b, 1) is the place of each text's last token.
+        """
         if self.rule == "tiled":
             embedded: Tensor = self.position(place % self.period)
             return embedded
         # Texts that fit keep their positions; longer ones are squeezed into the table, each by its
         # own length, so that a text's vector does not depend on what it is batched with.
-        last = place.amax(dim=1, keepdim=True)  # (b, 1)
         squeeze = (self.period - 1) / last.clamp_min(self.period - 1).to(torch.float32)
         exact = place * squeeze  # (b, n)
         low = exact.floor().long().clamp_max(self.period - 1)
@@ -154,12 +160,22 @@ class Embeddings(nn.Module):
         return torch.lerp(self.position(low), self.position(high), part)
 
     def forward(self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        if token_type_ids is None:
-            kind = self.token_type.weight[0]  # (hidden,)
-        else:
-            kind = self.token_type(token_type_ids)  # (b, n, hidden)
-        x = self.word(input_ids) + kind + self.positions(mask)  # (b, n, hidden)
-        out: Tensor = self.dropout(self.norm(x))
+        place = (mask.long().cumsum(dim=1) - 1).clamp_min(0)  # (b, n): counted over real tokens
+        last = place.amax(dim=1, keepdim=True)  # (b, 1)
+
+        def embed(part: slice) -> Tensor:
+            kind = 0 if token_type_ids is None else token_type_ids[:, part]
+            types: Tensor = self.token_type.weight[kind]  # (hidden,) or (b, n, hidden)
+            x = self.word(input_ids[:, part]) + types + self.positions(place[:, part], last)
+            out: Tensor = self.dropout(self.norm(x))
+            return out
+
+        length = input_ids.shape[1]
+        if torch.is_grad_enabled() or length <= PIECE:
+            return embed(slice(None))
+        out = self.word.weight.new_empty(*input_ids.shape, self.word.embedding_dim)
+        for start in range(0, length, PIECE):
+            out[:, start : start + PIECE] = embed(slice(start, start + PIECE))
         return out
 
 
@@ -198,9 +214,53 @@ class Layer(nn.Module):
         out: Tensor = self.norm(x + self.dropout(fed))
         return out
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def whole(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """The layer at once: (b, n, hidden) to (b, n, hidden)."""
         mixed = self.attention(*self.split(x), mask)  # (b, h, n, d)
         return self.after_attention(x, self.project(mixed))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        b, n, _ = x.shape
+        if torch.is_grad_enabled() or b * n <= PIECE:
+            return self.whole(x, mask)
+        out = torch.empty_like(x)
+        rows = max(1, PIECE // n)
+        for start in range(0, b, rows):
+            part = slice(start, start + rows)
+            real = None if mask is None else mask[part]
+            read = self.whole if n <= PIECE else self.by_pieces
+            out[part] = read(x[part], real)
+        return out
+
+    def by_pieces(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """``whole`` for a long text, in memory that grows by its states: (1, n, hidden).
+
+        The attention collects its state piece by piece and is then read piece by piece; of q, k
+        and v only what reading needs is kept. A kind that cannot do so mixes at once.
+        """
+        attention: Any = self.attention
+        multiple = getattr(attention, "piece", None)
+        if mask is not None and real_first(mask) is not None:
+            multiple = None  # padding before or between tokens: pieces would not be blocks
+        piece = PIECE if multiple is None else multiple * max(1, PIECE // multiple)
+        masks = [None] * -(-x.shape[1] // piece) if mask is None else mask.split(piece, dim=1)
+        out = torch.empty_like(x)
+        parts = list(zip(x.split(piece, dim=1), out.split(piece, dim=1), masks, strict=True))
+        if multiple is None:
+            mixed = attention(*self.split(x), mask).split(piece, dim=2)
+            for (into, made, _), part in zip(parts, mixed, strict=True):
+                made.copy_(self.after_attention(into, self.project(part)))
+            return out
+        states, kept = [], []
+        for part, _, real in parts:
+            q, k, v = self.split(part)
+            states.append(attention.collect(k, v, real))
+            kept.append((q, (k, v)) if attention.reads_keys else (q.clone(), None))
+        kept.reverse()  # each piece's is let go as it is read
+        for (part, made, real), state in zip(parts, attention.join(states), strict=True):
+            q, kv = kept.pop()
+            made.copy_(self.after_attention(part, self.project(attention.read(q, kv, real, state))))
+        return out
 
 
 class TwinlineModel(PreTrainedModel):

@@ -13,12 +13,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+PIECE = 4096
+"""Tokens that are summed at a time."""
+
 
 def mean(hidden: Tensor, mask: Tensor) -> Tensor:
     """Mean of the real tokens' states; zeros for a row that has none. (batch, hidden)."""
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    weights = mask.to(wide).unsqueeze(-1)  # (batch, length, 1)
-    return (hidden.to(wide) * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1.0)
+    # Piece by piece, so that a long text's weighted states never stand beside the states.
+    pieces = zip(hidden.split(PIECE, dim=1), mask.split(PIECE, dim=1), strict=True)
+    sums = [(x.to(wide) * real.to(wide).unsqueeze(-1)).sum(dim=1) for x, real in pieces]
+    total = torch.stack(sums).sum(dim=0) if len(sums) > 1 else sums[0]
+    return total / mask.sum(dim=1, keepdim=True).to(wide).clamp_min(1.0)
 
 
 def pool_mean(hidden_states: Sequence[Tensor], mask: Tensor) -> Tensor:

@@ -8,6 +8,10 @@
 and returns ``(batch, heads, length, head_dim)``. What comes out at positions that are not real is
 finite and means nothing; a row without any real token is all zeros. A new kind is one file and one
 line in ``ATTENTION``.
+
+A kind whose module has ``piece`` can also read a long text piece by piece, each a multiple of that
+many tokens: ``collect(k, v, mask)`` for every piece, ``join`` over what came out, then
+``read(q, (k, v), mask, joined[i])`` for piece i; ``(k, v)`` may be None unless ``reads_keys``.
 """
 
 from torch import nn

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .feature_maps import FEATURE_MAPS
+from .linear import linear_state
 from .spec import AttentionSpec, masked, real_first, reorder
 
 LEAST_MASS = 1e-30
@@ -44,63 +47,88 @@ def hybrid_attention(
         inputs = (q, k, v, q_features, k_features, log_weight)
         q, k, v, q_features, k_features, log_weight = (reorder(x, order[0]) for x in inputs)
         mask = torch.gather(mask, 1, order[0])
+    far = None
+    if -(-v.shape[2] // block) > neighbours + 1:
+        far = others(block_states(k_features, v, mask, block), neighbours)
+    out, log_odds = read_blocks(q, k, v, q_features, log_weight, mask, far, block, neighbours)
+    if order is not None:
+        out, log_odds = reorder(out, order[1]), reorder(log_odds, order[1])
+    return out, log_odds.squeeze(-1)
+
+
+def in_blocks(x: Tensor, block: int) -> Tensor:
+    """(batch, heads, length, width) to (batch, heads, blocks, block, width), zeros at the end."""
+    batch, heads, length, width = x.shape
+    pad = -length % block
+    x = F.pad(x, (0, 0, 0, pad)) if pad else x
+    return x.reshape(batch, heads, -1, block, width)
+
+
+def block_states(k_features: Tensor, v: Tensor, mask: Tensor | None, block: int) -> Tensor:
+    """Each block's ``Σ φ(k_j) [v_j, 1]``: (batch, heads, blocks, features, head_dim + 1), wide."""
+    return linear_state(in_blocks(masked(k_features, mask), block), in_blocks(v, block))
+
+
+def read_blocks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_features: Tensor,
+    log_weight: Tensor,
+    mask: Tensor | None,
+    far: Tensor | None,
+    block: int,
+    neighbours: int,
+) -> tuple[Tensor, Tensor]:
+    """Near tokens by softmax joined with ``far``, the sum of the states of each block's far ones.
+
+    Arguments as ``hybrid_attention``, real tokens first. Returns: the output, and the log-odds
+    (batch, heads, length, 1).
+    """
     batch, heads, length, width = v.shape
     wide = torch.promote_types(v.dtype, torch.float32)
-    block = min(block, length)
-    blocks = -(-length // block)
-    pad = blocks * block - length
+    block = block if far is not None else min(block, length)  # a short text is its own block
+    pad = -length % block
     if pad and mask is None:
         mask = torch.ones(batch, length, dtype=torch.bool, device=v.device)
-
-    def blocked(x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, 0, pad)) if pad else x
-        return x.reshape(batch, heads, blocks, block, x.shape[-1])
 
     def window(x: Tensor) -> Tensor:
         """Each block with its neighbours: (..., blocks, (2 * neighbours + 1) * block, last)."""
         if neighbours == 0:
             return x
+        blocks = x.shape[2]
         x = F.pad(x, (0, 0, 0, 0, neighbours, neighbours))
         shifted = [x[..., n : n + blocks, :, :] for n in range(2 * neighbours + 1)]
         return torch.cat(shifted, dim=-2)
 
-    qb, kb, vb = blocked(q), blocked(k), blocked(v)
-    scores = (qb * width**-0.5) @ window(kb).transpose(-1, -2)
-    scores = scores.to(wide)  # (batch, heads, blocks, block, near)
-    near = None
+    kb, vb = window(in_blocks(k, block)), window(in_blocks(v, block))
+    scores = ((in_blocks(q, block) * width**-0.5) @ kb.transpose(-1, -2)).to(wide)
+    near = None  # scores are (batch, heads, blocks, block, near)
     if mask is not None or neighbours:
         real = q.new_ones(batch, length, dtype=torch.bool) if mask is None else mask
-        real = F.pad(real, (0, pad)).reshape(batch, 1, blocks, block, 1)
-        near = window(real.to(v.dtype)).transpose(-1, -2) > 0  # (batch, 1, blocks, 1, near)
+        seen = window(in_blocks(real[:, None, :, None].to(v.dtype), block))
+        near = seen.transpose(-1, -2) > 0  # (batch, 1, blocks, 1, near)
         # The lowest finite number: a query with no near key gets a mean, not NaN, and is zeroed.
         scores = scores.masked_fill(~near, torch.finfo(wide).min)
     log_near = torch.logsumexp(scores, dim=-1, keepdim=True)
-    out = torch.exp(scores - log_near).to(v.dtype) @ window(vb)
+    out = torch.exp(scores - log_near).to(v.dtype) @ vb
     if near is not None:
         out = out * near.any(dim=-1, keepdim=True).to(v.dtype)
 
     never = torch.finfo(wide).min
-    if blocks <= neighbours + 1:
+    weight = in_blocks(log_weight, block).to(wide)
+    if far is None:
         # Through ``log_weight``, so that a batch of short texts alone has a (zero) gradient too.
-        log_odds = 0 * blocked(log_weight).to(wide) + never
+        log_odds = 0 * weight + never
     else:
-        qf, kf = blocked(q_features), blocked(masked(k_features, mask))
-        state = (kf.transpose(-1, -2) @ vb).to(wide)  # (batch, heads, blocks, features, head_dim)
-        total = kf.sum(dim=-2, dtype=wide).unsqueeze(-1)  # (batch, heads, blocks, features, 1)
-        far = others(torch.cat([state, total], dim=-1), neighbours).to(v.dtype)
-        sums = (qf @ far).to(wide)  # (batch, heads, blocks, block, head_dim + 1)
+        sums = (in_blocks(q_features, block) @ far.to(v.dtype)).to(wide)
         some = sums[..., -1:] > LEAST_MASS  # False where the row has no far token
         mass = sums[..., -1:].where(some, 1.0)
-        log_odds = torch.log(mass) + blocked(log_weight).to(wide) - log_near
-        log_odds = log_odds.where(some, never)
+        log_odds = (torch.log(mass) + weight - log_near).where(some, never)
         share = torch.sigmoid(log_odds)
         out = ((1 - share) * out.to(wide) + share * (sums[..., :-1] / mass)).to(v.dtype)
-
-    out = out.reshape(batch, heads, blocks * block, width)[:, :, :length]
-    log_odds = log_odds.reshape(batch, heads, blocks * block, 1)[:, :, :length]
-    if order is not None:
-        out, log_odds = reorder(out, order[1]), reorder(log_odds, order[1])
-    return out, log_odds.squeeze(-1)
+    out = out.reshape(batch, heads, -1, width)[:, :, :length]
+    return out, log_odds.reshape(batch, heads, -1, 1)[:, :, :length]
 
 
 def others(states: Tensor, neighbours: int) -> Tensor:
@@ -114,12 +142,20 @@ def others(states: Tensor, neighbours: int) -> Tensor:
 
 
 class HybridAttention(nn.Module):
-    """``far=False`` switches the linear branch off: what is left is softmax inside blocks."""
+    """``far=False`` switches the linear branch off: what is left is softmax inside blocks.
+
+    ``report``, if set, is called with every output's log-odds (batch, heads, length) and mask.
+    """
+
+    reads_keys = True
 
     def __init__(self, spec: AttentionSpec) -> None:
         super().__init__()
         self.spec = spec
         self.far = True
+        self.report: Callable[[Tensor, Tensor | None], None] | None = None
+        # With neighbours a block's window reaches into the next piece.
+        self.piece = None if spec.neighbours else spec.block_size
         self.q_map = FEATURE_MAPS[spec.feature_map](spec, "query")
         self.k_map = FEATURE_MAPS[spec.feature_map](spec, "key")
         # log w = a_h + b_h·q: what the branches weigh against each other is not free, as a map's
@@ -134,6 +170,12 @@ class HybridAttention(nn.Module):
         self.log_weight.zero_()
         self.query_weight.zero_()
 
+    def weight(self, q: Tensor) -> Tensor:
+        """The log-weight of the linear branch, by query: (batch, heads, length, 1)."""
+        if not self.far:
+            return torch.full_like(q[..., :1], -1e4)
+        return q @ self.query_weight.to(q.dtype) + self.log_weight.to(q.dtype)
+
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, block: int | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -141,13 +183,31 @@ class HybridAttention(nn.Module):
 
         ``block`` overrides the block size: transfer mixes several.
         """
-        log_weight = q @ self.query_weight.to(q.dtype) + self.log_weight.to(q.dtype)
-        if not self.far:
-            log_weight = torch.full_like(log_weight, -1e4)
         return hybrid_attention(
-            q, k, v, self.q_map(q), self.k_map(k), log_weight, mask,
+            q, k, v, self.q_map(q), self.k_map(k), self.weight(q), mask,
             block or self.spec.block_size, self.spec.neighbours,
         )  # fmt: skip
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.attend(q, k, v, mask)[0]
+        out, log_odds = self.attend(q, k, v, mask)
+        if self.report:
+            self.report(log_odds, mask)
+        return out
+
+    def collect(self, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return block_states(self.k_map(k), v, mask, self.spec.block_size)
+
+    def join(self, states: list[Tensor]) -> list[Tensor]:
+        far = others(torch.cat(states, dim=2), self.spec.neighbours)
+        return list(far.split([state.shape[2] for state in states], dim=2))
+
+    def read(
+        self, q: Tensor, kv: tuple[Tensor, Tensor] | None, mask: Tensor | None, state: Tensor
+    ) -> Tensor:
+        assert kv is not None, "a hybrid reads its own block's keys and values"
+        out, log_odds = read_blocks(
+            q, *kv, self.q_map(q), self.weight(q), mask, state, self.spec.block_size, 0
+        )
+        if self.report:
+            self.report(log_odds.squeeze(-1), mask)
+        return out

@@ -27,16 +27,30 @@ def linear_attention(
         mask: (batch, length), True where a token is real.
     Returns: (batch, heads, length, head_dim) in v's dtype.
     """
+    return linear_read(q_features, linear_state(masked(k_features, mask), v))
+
+
+def linear_state(k_features: Tensor, v: Tensor) -> Tensor:
+    """``S`` and, as its last column, ``z``: (batch, heads, features, head_dim + 1), fp32 or wider.
+
+    ``k_features`` are zero where a token is not real. States of pieces of a text add up.
+    """
     wide = torch.promote_types(v.dtype, torch.float32)
-    k_features = masked(k_features, mask)
-    state = k_features.transpose(-1, -2) @ v  # (batch, heads, features, head_dim)
-    total = k_features.sum(dim=-2, dtype=wide)  # (batch, heads, features)
-    numerator = q_features @ state  # (batch, heads, length, head_dim)
-    denominator = q_features @ total.unsqueeze(-1).to(q_features.dtype)
-    return (numerator.to(wide) / denominator.to(wide).clamp_min(TINY)).to(v.dtype)
+    state = (k_features.transpose(-1, -2) @ v).to(wide)  # (batch, heads, features, head_dim)
+    total = k_features.sum(dim=-2, dtype=wide).unsqueeze(-1)  # (batch, heads, features, 1)
+    return torch.cat([state, total], dim=-1)
+
+
+def linear_read(q_features: Tensor, state: Tensor) -> Tensor:
+    """``φ(q_i)·S / φ(q_i)·z``: (batch, heads, length, head_dim) in the dtype of the features."""
+    sums = (q_features @ state.to(q_features.dtype)).to(state.dtype)
+    return (sums[..., :-1] / sums[..., -1:].clamp_min(TINY)).to(q_features.dtype)
 
 
 class LinearAttention(nn.Module):
+    piece = 1
+    reads_keys = False
+
     def __init__(self, spec: AttentionSpec) -> None:
         super().__init__()
         self.q_map = FEATURE_MAPS[spec.feature_map](spec, "query")
@@ -44,3 +58,14 @@ class LinearAttention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         return linear_attention(self.q_map(q), self.k_map(k), v, mask)
+
+    def collect(self, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return linear_state(masked(self.k_map(k), mask), v)
+
+    def join(self, states: list[Tensor]) -> list[Tensor]:
+        return [torch.stack(states).sum(dim=0)] * len(states)
+
+    def read(
+        self, q: Tensor, kv: tuple[Tensor, Tensor] | None, mask: Tensor | None, state: Tensor
+    ) -> Tensor:
+        return linear_read(self.q_map(q), state)
