@@ -94,6 +94,36 @@ def test_encode(capsys, student: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "w.npy").exists()
 
 
+def test_encode_streams_and_says_its_dtype(capsys, student: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    lines = [f"a man plays {'fast ' * (n % 7)}" for n in range(5000)]
+    texts.write_text("\n".join(lines))
+    status, told, _ = run(
+        capsys, "encode", student, texts, tmp_path / "v.npy", "--dtype", "bfloat16"
+    )
+    assert status == 0
+    assert "5000 texts" in told
+    assert "bfloat16" in told
+    vectors = np.load(tmp_path / "v.npy")
+    assert vectors.shape == (5000, 16)
+    assert (vectors[0] == vectors[4900]).all()
+
+
+def test_inspect(capsys, student: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a man plays\n\n" + "dogs run " * 300 + "\n")
+    call = ("inspect", texts, "--model", student, "--limits", "512", "--limits", "4")
+    status, told, err = run(capsys, *call)
+    assert status == 0, err
+    assert "3 texts, 609 tokens, mean 203.0" in told
+    assert "| tokens | 2 | 2 | 2 | 5 | 602 | 602 | 602 | 602 |" in told
+    assert "| 512 | 1 (33.3%) | 90 (14.8%) |" in told
+    assert "| 4 | 2 (66.7%) | 599 (98.4%) |" in told
+    status, _, err = run(capsys, "inspect", texts, "--model", student, "--limits", "0")
+    assert status == 2
+    assert "limits must be at least 1" in err
+
+
 def bad_calls(tmp: Path, student: Path, bert: Path, pairs: Path) -> dict[str, tuple[list, str]]:
     files = {
         "empty.csv": "",

@@ -278,6 +278,60 @@ def test_a_vector_does_not_depend_on_its_batch(
             close(vector, encoder.encode(text))
 
 
+# Streams, limits and memory
+
+
+def test_a_stream_gives_what_encode_gives(tiny: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twinline.batching.WINDOW_TEXTS", 4)
+    read = 0
+
+    def source() -> Any:
+        nonlocal read
+        for text in TEXTS:
+            read += 1
+            yield text
+
+    stream = tiny.encode_iter(source(), return_token_counts=True)
+    first = next(stream)
+    assert read == 4, "no more than a window is read ahead"
+    found = [first, *stream]
+    want, counts = tiny.encode(TEXTS, return_token_counts=True)
+    close([vector for vector, _ in found], want)
+    assert [count for _, count in found] == counts.tolist()
+    assert list(tiny.encode_iter([])) == []
+    with pytest.raises(TwinlineError, match="number 6 is of type int"):
+        list(tiny.encode_iter([*TEXTS[:5], 7]))  # type: ignore[list-item]
+    with pytest.raises(TwinlineError, match="use encode for one"):
+        next(tiny.encode_iter("one text"))
+
+
+def test_a_stream_that_breaks_yields_what_it_gave_before(tiny: Encoder) -> None:
+    def source() -> Any:
+        yield from TEXTS[:3]
+        raise OSError("the disk is gone")
+
+    found = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        found.extend(tiny.encode_iter(source()))
+    close(found, tiny.encode(TEXTS[:3]))
+
+
+def test_a_text_above_the_batch_budget_is_whole_and_said(tiny: Encoder) -> None:
+    with pytest.warns(UserWarning, match=r"1 of 3 distinct.*max_batch_tokens=20.*longest 62"):
+        made = tiny.encode(TEXTS[1:4] + TEXTS[2:3], max_batch_tokens=18 + 2)
+    close(made, tiny.encode(TEXTS[1:4] + TEXTS[2:3]))
+
+
+def test_what_memory_cannot_hold_is_refused(tiny: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    each = tiny.model.bytes_per_token()
+    monkeypatch.setattr("twinline.encoder.free_memory", lambda: 50 * each)
+    assert len(tiny.encode([words(40), words(40, 1)])) == 2
+    with pytest.raises(TwinlineError, match=r"number 2 has 62 tokens; .* split it, cut it"):
+        tiny.encode([words(3), words(60)])
+    tiny.max_tokens = 40
+    assert len(tiny.encode([words(60)], on_overflow="truncate")) == 1
+
+
 # Scores
 
 

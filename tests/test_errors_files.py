@@ -10,7 +10,7 @@ import pytest
 
 from twinline import files
 from twinline.errors import MissingExtra, TwinlineError, require
-from twinline.files import whole_folder, writable_folder, write_whole
+from twinline.files import whole_file, whole_folder, writable_folder, write_whole
 
 
 def names(folder: Path) -> list[str]:
@@ -203,19 +203,16 @@ def test_write_whole_writes_exactly(tmp_path: Path, content: str | bytes) -> Non
     assert names(path.parent) == ["file"]
 
 
-def test_write_whole_keeps_the_old_content_on_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_write_whole_keeps_the_old_content_on_error(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_whole(path, "old")
 
-    def full(self: Path, content: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(content[:1])
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fill_up() -> None:
+        with whole_file(path) as file:
+            file.write(b"n")
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(TwinlineError, match="no space is left"):
-        write_whole(path, "new")
+        fill_up()
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file"]

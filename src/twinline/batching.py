@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,12 @@ Key = TypeVar("Key", bound=Hashable)
 GROUP = 16
 """Shuffled batches that are sorted by length among themselves: enough to nearly end padding, few
 enough that a batch is still a random draw of its lengths."""
+
+CACHED_TOKENS = 2048
+"""Tokens of a batch on a processor: what a layer makes of them should stay in its cache. Larger
+batches are slower there, and pad more."""
+WINDOW_TEXTS, WINDOW_CHARACTERS = 4096, 4_000_000
+"""How much of an iterable is read ahead, to sort it by length."""
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -101,6 +107,33 @@ def budget_batches(
         batches.append(order[start:stop])
         start = stop
     return batches
+
+
+def padded_tokens(counts: Sequence[int], batches: Sequence[Sequence[int]]) -> int:
+    """Tokens that ``batches`` (of indices into ``counts``) hold when padded to their longest."""
+    return sum(len(batch) * max(counts[i] for i in batch) for batch in batches)
+
+
+def windows(texts: Iterable[str]) -> Iterator[list[str]]:
+    """``texts`` in lists of a few thousand, or million characters: what is sorted by length.
+
+    If ``texts`` raises, what it gave before is yielded first.
+    """
+    window: list[str] = []
+    characters = 0
+    try:
+        for text in texts:
+            window.append(text)
+            characters += len(text) if isinstance(text, str) else 0
+            if len(window) == WINDOW_TEXTS or characters >= WINDOW_CHARACTERS:
+                yield window
+                window, characters = [], 0
+    except Exception:
+        if window:
+            yield window
+        raise
+    if window:
+        yield window
 
 
 class ShuffledBatches:

@@ -215,7 +215,18 @@ def load_model(folder: Path) -> TwinlineModel:
     except (SafetensorError, UnpicklingError, OSError, RuntimeError, ValueError) as error:
         words = str(error).strip().splitlines() or [type(error).__name__]
         raise TwinlineError(f"The model in {folder} cannot be read: {words[0]}") from error
+    check_finite(model, folder)
     return model
+
+
+def check_finite(model: TwinlineModel, folder: Path) -> None:
+    """Refuse weights that are not numbers: every vector would be none either."""
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise TwinlineError(
+                f"The model in {folder} holds NaN or infinity in {name}: its training or its file "
+                "broke; use an earlier checkpoint."
+            )
 
 
 def load_state(model: TwinlineModel, state: dict[str, Tensor], folder: Path) -> None:
@@ -232,6 +243,7 @@ def load_state(model: TwinlineModel, state: dict[str, Tensor], folder: Path) -> 
         raise TwinlineError(
             f"The checkpoint {folder} lacks {lacking[:3]} or has unknown {unexpected[:3]} tensors."
         )
+    check_finite(model, folder)
 
 
 def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:

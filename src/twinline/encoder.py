@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .batching import budget_batches, distinct, load_tokenizer, pad, token_ids
+from .batching import (
+    CACHED_TOKENS,
+    budget_batches,
+    distinct,
+    load_tokenizer,
+    pad,
+    token_ids,
+    windows,
+)
 from .conversion import convert, load_model
 from .errors import TwinlineError
 from .layout import load_head, load_prompts, save_folder
+from .machine import free_memory
 from .model import TwinlineConfig, TwinlineModel, one_of
+from .precision import check_dtype, fastest, to_int8
 from .progress import Progress
 from .similarity import SIMILARITIES
 from .sources import find_model, read_config
 
-MAX_BATCH_TOKENS = 16384
+SAMPLES, SAMPLE_TOKENS = 64, 24
+"""Texts of random tokens on which int8 finds its ranges if no others are given."""
 OVERFLOW = ("error", "warn", "truncate")
 NOT_OURS = {
     "output_value": 'call encoder.model for token states; encode gives "sentence_embedding"',
@@ -57,7 +69,12 @@ class Encoder:
         max_tokens: longest text to read, special tokens counted; None reads texts of any length.
         on_overflow: what happens to a longer one: "error", "warn" (cut, with a warning) or
             "truncate" (cut; the token counts tell).
-    Raises: TwinlineError if the model cannot be found, read or converted.
+        dtype: "float32"; "bfloat16"; "auto", whichever of the two this machine multiplies faster;
+            or "int8", the fastest on a processor with VNNI, at a small loss (docs/speed.md).
+            Anything but float32 works on a copy of the weights, for encoding alone.
+        calibration: texts on which int8 finds the ranges of its numbers; by default texts of
+            random tokens.
+    Raises: TwinlineError if the model cannot be found, read or converted, or holds a NaN.
     """
 
     def __init__(
@@ -69,6 +86,8 @@ class Encoder:
         device: str | torch.device | None = None,
         max_tokens: int | None = None,
         on_overflow: str = "error",
+        dtype: str | torch.dtype = "float32",
+        calibration: Sequence[str] | None = None,
     ) -> None:
         check_overflow(on_overflow)
         if max_tokens is not None and max_tokens < 3:
@@ -99,8 +118,32 @@ class Encoder:
             head = SIMILARITIES[name](width)
         self.similarity_name, self.head = name, head
         self.max_tokens, self.on_overflow = max_tokens, on_overflow
-        self.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = check_dtype(dtype)
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.hold(target, calibration)
+        self.to(target)
         self.eval()
+
+    def hold(self, device: torch.device, calibration: Sequence[str] | None) -> None:
+        """Bring the model into ``self.dtype``, for encoding on ``device``."""
+        if self.dtype == "auto":
+            self.dtype = fastest(device)
+        if calibration is not None and self.dtype != "int8":
+            raise TwinlineError(f"calibration is for dtype int8, not {self.dtype}.")
+        if self.dtype == "bfloat16":
+            self.model = copy.deepcopy(self.model)
+            nn.Module.to(self.model, torch.bfloat16)
+        elif self.dtype == "int8":
+            if device.type != "cpu":
+                raise TwinlineError(f"dtype int8 is for processors; use bfloat16 on {device}.")
+            if calibration is None:
+                generator = torch.Generator().manual_seed(0)
+                words = torch.randint(
+                    len(self.tokenizer), (SAMPLES, SAMPLE_TOKENS), generator=generator
+                )
+                calibration = self.tokenizer.batch_decode(words, skip_special_tokens=True)
+            ids = token_ids(self.tokenizer, calibration)
+            self.model = to_int8(self.model, (torch.tensor([row]) for row in ids if row))
 
     @property
     def device(self) -> torch.device:
@@ -116,6 +159,8 @@ class Encoder:
         return self.dimension
 
     def to(self, device: str | torch.device) -> Encoder:
+        if self.dtype == "int8" and torch.device(device).type != "cpu":
+            raise TwinlineError(f"dtype int8 is for processors; use bfloat16 on {device}.")
         nn.Module.to(self.model, device)
         self.head.to(device)
         return self
@@ -128,14 +173,22 @@ class Encoder:
     def save(self, path: str | Path) -> None:
         """Write a folder that ``Encoder``, ``AutoModel`` and ``SentenceTransformer`` read.
 
-        Raises: TwinlineError if it cannot be written; nothing half-written is left.
+        Raises: TwinlineError if it cannot be written, nothing half-written is left; or if this
+            encoder holds rounded weights.
         """
+        if self.dtype != "float32":
+            raise TwinlineError(
+                f"This encoder holds its weights in {self.dtype}: save one with dtype float32 "
+                "and choose the dtype where it is loaded."
+            )
         save_folder(path, self.model, self.tokenizer, self.similarity_name, self.head, self.prompts)
 
     def tokenize(
-        self, texts: Sequence[str], on_overflow: str | None = None
+        self, texts: Sequence[str], on_overflow: str | None = None, first: int = 1
     ) -> tuple[list[list[int]], list[int]]:
         """Token ids that will be read, and every text's full token count.
+
+        ``first`` is the number of the first text in messages.
 
         Raises: TwinlineError for something that is no text, or one above ``max_tokens`` when
             ``on_overflow`` is "error".
@@ -145,7 +198,7 @@ class Encoder:
         for place, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TwinlineError(
-                    f"Text number {place + 1} is of type {type(text).__name__}: give strings."
+                    f"Text number {place + first} is of type {type(text).__name__}: give strings."
                 )
         ids = token_ids(self.tokenizer, texts)
         counts = [len(row) for row in ids]
@@ -155,7 +208,7 @@ class Encoder:
         longer = [place for place, count in enumerate(counts) if count > limit]
         told = (
             f"{len(longer)} of {len(counts)} texts are longer than max_tokens={limit} "
-            f"(first: number {longer[0] + 1} with {counts[longer[0]]} tokens)"
+            f"(first: number {longer[0] + first} with {counts[longer[0]]} tokens)"
         )
         if on_overflow == "error":
             raise TwinlineError(
@@ -171,7 +224,7 @@ class Encoder:
         return ids, counts
 
     def embed(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """One padded batch of token ids to vectors (batch, dimension); gradients flow."""
+        """One padded batch of token ids to fp32 vectors (batch, dimension); gradients flow."""
         padded, mask = pad(ids, self.model.config.pad_token_id)
         output = self.model(padded.to(self.device), mask.to(self.device))
         vectors: Tensor = output.pooler_output
@@ -190,25 +243,29 @@ class Encoder:
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
         precision: str = "float32",
-        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        max_batch_tokens: int | None = None,
         on_overflow: str | None = None,
         return_token_counts: bool = False,
+        first: int = 1,
         **others: Any,
     ) -> Any:
         """Vectors of texts, as sentence-transformers' ``encode`` gives them.
 
         Equal texts are encoded once; batches are sorted by token count and filled up to
         ``max_batch_tokens`` padded tokens (and at most ``batch_size`` texts, if given). The empty
-        text has a vector too.
+        text has a vector too. A text's vector does not depend on what is encoded beside it.
 
         Args:
             inputs: a text or a list of texts; ``sentences=`` is accepted as its name.
             prompt_name, prompt: put before every text, by name or as it is.
             device: moves the encoder there.
-            precision: "float32", "int8", "uint8", "binary" or "ubinary".
+            precision: of the vectors: "float32", "int8", "uint8", "binary" or "ubinary".
+            max_batch_tokens: padded tokens in a batch; by default what suits the device. A text
+                above it is read by itself, with a warning.
             on_overflow: overrides the encoder's.
             return_token_counts: also return every text's full token count (what ``max_tokens``
                 cut counted).
+            first: the number of the first text in messages.
         Returns: (dimension,) for one text, (texts, dimension) for a list: a numpy array, a tensor,
             or with ``convert_to_numpy=False`` a list of tensors; with token counts a pair.
         Raises: TwinlineError for an unknown keyword, prompt or precision, for an input that is not
@@ -236,7 +293,8 @@ class Encoder:
         before = self.prompt(prompt_name, prompt)
         if before:
             texts = [before + text if isinstance(text, str) else text for text in texts]
-        ids, counts = self.tokenize(texts, on_overflow)
+        ids, counts = self.tokenize(texts, on_overflow, first)
+        self.check_memory([len(row) for row in ids], first)
         vectors = self.encode_ids(ids, max_batch_tokens, batch_size, show_progress_bar)
         if truncate_dim is not None:
             vectors = vectors[:, :truncate_dim]
@@ -260,19 +318,76 @@ class Encoder:
             return (result[0], counts[0]) if return_token_counts else result[0]
         return (result, np.array(counts, dtype=np.int64)) if return_token_counts else result
 
+    def encode_iter(
+        self, inputs: Iterable[str], *, return_token_counts: bool = False, **options: Any
+    ) -> Iterator[Any]:
+        """Vectors of texts one by one, in their order, from any iterable and in bounded memory.
+
+        Reads ahead a few thousand texts (or million characters) to sort them by length. If
+        ``inputs`` raises, what it gave before is encoded and yielded first.
+
+        Args:
+            options: ``encode``'s.
+        Yields: a vector, or with ``return_token_counts`` a vector and its text's token count.
+        """
+        if isinstance(inputs, str):
+            raise TwinlineError("encode_iter reads an iterable of strings: use encode for one.")
+        done = 0
+        for window in windows(inputs):
+            vectors, counts = self.encode(
+                window, return_token_counts=True, first=done + 1, **options
+            )
+            done += len(window)
+            for vector, count in zip(vectors, counts, strict=True):
+                yield (vector, int(count)) if return_token_counts else vector
+
+    def default_batch_tokens(self) -> int:
+        """Padded tokens of a batch: what a processor's cache or half of a GPU's memory holds."""
+        if self.device.type != "cuda":
+            return CACHED_TOKENS
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return max(CACHED_TOKENS, free // 2 // self.model.bytes_per_token())
+
+    def check_memory(self, counts: Sequence[int], first: int = 1) -> None:
+        """Refuse what would not fit, before memory runs out.
+
+        Raises: TwinlineError naming the longest text, the estimate and the remedies.
+        """
+        free = free_memory()
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+        longest = max(range(len(counts)), key=counts.__getitem__, default=0)
+        needed = counts[longest] * self.model.bytes_per_token() if counts else 0
+        if free is not None and needed > free:
+            raise TwinlineError(
+                f"Text number {longest + first} has {counts[longest]:,} tokens; encoding it takes "
+                f"about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: split "
+                "it, cut it (max_tokens with on_overflow='truncate'), or try dtype='bfloat16'."
+            )
+
     @torch.inference_mode()
     def encode_ids(
         self,
         ids: Sequence[Sequence[int]],
-        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        max_batch_tokens: int | None = None,
         batch_size: int | None = None,
         show_progress_bar: bool | None = False,
     ) -> Tensor:
         """Vectors (texts, dimension) of token ids, in their order."""
         where, which = distinct([tuple(row) for row in ids])
         kept = [ids[place] for place in where]
+        counts = [len(row) for row in kept]
         made = torch.empty(len(kept), self.dimension, device=self.device)
-        batches = budget_batches([len(row) for row in kept], max_batch_tokens, batch_size)
+        budget = self.default_batch_tokens() if max_batch_tokens is None else max_batch_tokens
+        batches = budget_batches(counts, budget, batch_size)
+        if max_batch_tokens is not None and (most := max(counts, default=0)) > max_batch_tokens:
+            longer = sum(count > max_batch_tokens for count in counts)
+            warnings.warn(
+                f"{longer} of {len(counts)} distinct texts have more tokens than "
+                f"max_batch_tokens={max_batch_tokens} (the longest {most}): each was encoded "
+                "whole, by itself.",
+                stacklevel=3,
+            )
         with Progress("encoding", total=len(kept), show=show_progress_bar) as progress:
             for batch in batches:
                 made[torch.tensor(batch, device=self.device)] = self.embed([kept[i] for i in batch])

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import TwinlineError
 
@@ -120,8 +121,9 @@ def whole_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old content or all of the new; text as UTF-8.
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Yield a file to write that becomes ``path`` only when the block ends well.
 
     Raises:
         TwinlineError: the file cannot be written.
@@ -130,12 +132,23 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     partial = _beside(target, "partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        with partial.open("wb") as file:
+            yield file
         os.replace(partial, target)
     except OSError as error:
         raise _unwritten(target, error) from error
     finally:
         _remove_file(partial)
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or all of the new; text as UTF-8.
+
+    Raises:
+        TwinlineError: the file cannot be written.
+    """
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def fingerprint(parts: Iterable[str | bytes]) -> str:

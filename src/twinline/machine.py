@@ -1,4 +1,4 @@
-"""The machine that figures were measured on, in words."""
+"""The machine: in words, beside a figure; and how much memory it has left."""
 
 from __future__ import annotations
 
@@ -23,3 +23,27 @@ def describe() -> str:
         name += f", {torch.cuda.get_device_name(0)}"
     best = "AVX-512" if "AVX512" in torch.backends.cpu.get_cpu_capability() else "no AVX-512"
     return f"{name}, {cores} cores, {best}, torch {torch.__version__.split('+')[0]}"
+
+
+def free_memory() -> int | None:
+    """Bytes of main memory that a process may still take, its control group's limit heeded.
+
+    None where the system does not say.
+    """
+    found = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    except OSError:
+        if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+            found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    group = Path("/sys/fs/cgroup")
+    try:  # files that the group has read are counted as used, but give way
+        used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        limit = int((group / "memory.max").read_text())
+        found.append(limit - used + int(stat.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        pass  # no control group of the second version here, or no limit ("max")
+    return max(0, min(found)) if found else None

@@ -62,13 +62,15 @@ def load_texts(
     return list(found)
 
 
-def read_texts(source: Source) -> list[str]:
+def read_texts(source: Source) -> Iterator[str]:
     """Every text of a source that ``load_texts`` knows: in order, equal and empty ones too.
+
+    A ``.txt`` file is read as it is asked for, and may be larger than memory.
 
     Raises:
         TwinlineError: the source cannot be read.
     """
-    return list(_texts_of(source))
+    return iter(_texts_of(source))
 
 
 def _texts_of(source: Source) -> Iterable[str]:
@@ -103,10 +105,11 @@ def _documents(name: str) -> Path:
     return folder / name / f"{DOCUMENTS[name]}.parquet"
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8-sig") as file:
-            return [clean_text(line.strip()) for line in file]
+            for line in file:
+                yield clean_text(line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(path, error) from error
 

@@ -1,0 +1,197 @@
+"""How an encoder's numbers are held: float32, bfloat16, int8, or what is fastest here.
+
+int8 is weights *and* activations in 8 bits, on processors with VNNI: each row of a weight matrix
+has its own step, each activation one range for every text. The ranges are found once, on sample
+texts, so that a text's vector does not depend on what is encoded beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import TwinlineError
+from .model import Layer, TwinlineModel, one_of
+
+DTYPES = ("float32", "bfloat16", "int8", "auto")
+FUSED = {
+    "gelu": ("gelu", "none"),
+    "gelu_new": ("gelu", "tanh"),
+    "gelu_pytorch_tanh": ("gelu", "tanh"),
+    "relu": ("relu", ""),
+}
+"""Activations that oneDNN applies inside an 8-bit product, under its names."""
+
+log = logging.getLogger("twinline")
+
+
+def check_dtype(dtype: str | torch.dtype) -> str:
+    """The name of a dtype among ``DTYPES``.
+
+    Raises: TwinlineError if it is none.
+    """
+    name = str(dtype).removeprefix("torch.")
+    one_of("dtype", name, DTYPES)
+    return name
+
+
+def int8_here() -> bool:
+    """Whether this processor multiplies 8-bit numbers faster than wide ones, and torch can."""
+    has_vnni = getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
+    return bool(has_vnni) and torch.backends.mkldnn.is_available()
+
+
+@cache
+def product_rates() -> dict[str, float]:
+    """Floating-point operations a second of a matrix product, by dtype, measured here and now.
+
+    The shape is that of a small encoder's feed-forward; about 0.1 s.
+    """
+    tokens, width, inner = 2048, 384, 1536
+    x, w = torch.randn(tokens, width), torch.randn(inner, width)
+    operations = 2.0 * tokens * width * inner
+    rates = {}
+    for name in ("float32", "bfloat16"):
+        dtype = getattr(torch, name)
+        a, b = x.to(dtype), w.to(dtype)
+        rates[name] = operations / best_seconds(lambda a=a, b=b: F.linear(a, b))
+    if int8_here():
+        product = Int8Linear(nn.Linear(width, inner), -4.0, 4.0, then=("relu", ""), step=0.1)
+        rounded = product.rounded(x)
+        rates["int8"] = operations / best_seconds(lambda: product(rounded))
+    return rates
+
+
+def best_seconds(work: Any, turns: int = 10) -> float:
+    """The quickest of several turns of ``work``, after two that warm up."""
+    seconds = []
+    for _ in range(turns + 2):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[2:])
+
+
+def fastest(device: torch.device) -> str:
+    """float32 or bfloat16, whichever this machine multiplies faster; the choice is logged.
+
+    int8 is never chosen by itself: its vectors differ too much from those of other machines.
+    """
+    if device.type == "cuda":
+        name = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        log.info("dtype auto: %s on %s", name, device)
+        return name
+    rates = {name: rate for name, rate in product_rates().items() if name != "int8"}
+    name = max(rates, key=rates.__getitem__)
+    told = ", ".join(f"{key} {rate / 1e9:.0f}" for key, rate in rates.items())
+    log.info("dtype auto: %s (GFLOP/s here: %s)", name, told)
+    return name
+
+
+class Int8Linear(nn.Module):
+    """``x Wᵀ + b`` of 8-bit numbers, accumulated in 32 bits (oneDNN), by static quantisation.
+
+    ``x`` is held as ``round(x / step) + zero`` in 0..255, which covers ``low`` to ``high``; a row
+    of W as ``round(w / s)`` in -127..127 with ``s = max |w| / 127`` (Jacob et al., 1712.05877).
+
+    Args:
+        linear: weights (outputs, inputs) and bias in fp32.
+        low, high: the range of x; beyond it x is clipped.
+        then: an activation applied to the sums before they are rounded for the next product.
+        step, zero: the next product's, with ``then``.
+    """
+
+    def __init__(
+        self, linear: nn.Linear, low: float, high: float,
+        then: tuple[str, str] | None = None, step: float = 1.0, zero: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.step, self.zero = grid(low, high)
+        self.shift = torch.tensor(self.zero + 0.5)
+        steps = linear.weight.detach().abs().amax(dim=1).clamp_min(1e-12) / 127
+        rounded = (linear.weight.detach() / steps[:, None]).round().to(torch.int8)
+        # The packed matrix has a form of its own that a module cannot hold as a buffer.
+        self.packed: Any = torch.ops.onednn.qlinear_prepack(rounded, None)
+        self.steps, self.zeros = steps, torch.zeros(len(steps), dtype=torch.int32)
+        self.bias = linear.bias.detach().clone()
+        self.then, self.out_step, self.out_zero = then, step, zero
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """``x`` (..., inputs) in 8 bits."""
+        # Half a step more, and the cast cuts off: rounding with one pass fewer.
+        places = torch.add(self.shift, x, alpha=1 / self.step)
+        rounded: Tensor = places.clamp_(0, 255).to(torch.uint8)
+        return rounded
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` in fp32, or rounded already; out comes fp32, with ``then`` 8 bits."""
+        x = x if x.dtype == torch.uint8 else self.rounded(x)
+        name, algorithm = self.then or ("none", "")
+        dtype = torch.uint8 if self.then else torch.float32
+        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+            x, self.step, self.zero, self.packed, self.steps, self.zeros, self.bias,
+            self.out_step, self.out_zero, dtype, name, [], algorithm,
+        )  # fmt: skip
+        return out
+
+
+def grid(low: float, high: float) -> tuple[float, int]:
+    """Step and zero of 0..255 over ``low`` to ``high``, 0 always exact among them."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    step = max(high - low, 1e-12) / 255
+    return step, round(-low / step)
+
+
+@torch.no_grad()
+def to_int8(model: TwinlineModel, samples: Iterable[Tensor]) -> TwinlineModel:
+    """A copy of ``model`` whose layers' products are 8-bit; embeddings and norms stay fp32.
+
+    Args:
+        samples: batches of token ids (batch, length) without padding, on which ranges are found.
+    Raises: TwinlineError where the machine or the model cannot.
+    """
+    if not int8_here():
+        raise TwinlineError(
+            "dtype int8 needs a processor with VNNI and a PyTorch with oneDNN: use bfloat16, "
+            "float32 or auto here."
+        )
+    model = copy.deepcopy(model)
+    ranges: dict[nn.Module, tuple[float, float]] = {}
+
+    def observe(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        low, high = (float(x) for x in torch.aminmax(inputs[0]))
+        seen = ranges.get(module, (low, high))
+        ranges[module] = min(low, seen[0]), max(high, seen[1])
+
+    products = [p for layer in model.each_layer() for p in products_of(layer)]
+    handles = [product.register_forward_pre_hook(observe) for product in products]
+    for ids in samples:
+        model(ids)
+    for handle in handles:
+        handle.remove()
+    if len(ranges) < len(products):
+        raise TwinlineError("int8 needs sample texts to find its ranges on: calibration is empty.")
+    for layer in model.each_layer():
+        qkv, out, up, down = products_of(layer)
+        swapped = {"qkv": Int8Linear(qkv, *ranges[qkv]), "out": Int8Linear(out, *ranges[out])}
+        last = swapped["down"] = Int8Linear(down, *ranges[down])
+        if then := FUSED.get(model.config.hidden_act):
+            swapped["up"] = Int8Linear(up, *ranges[up], then, last.step, last.zero)
+            layer.activation = nn.Identity()
+        else:
+            swapped["up"] = Int8Linear(up, *ranges[up])
+        for name, module in swapped.items():
+            setattr(layer, name, module)
+    return model
+
+
+def products_of(layer: Layer) -> list[nn.Linear]:
+    return [layer.qkv, layer.out, layer.up, layer.down]
