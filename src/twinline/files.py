@@ -151,6 +151,16 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def into_marks(file: Path, mark: str, text: str) -> None:
+    """Put ``text`` between a document's marks ``<!-- mark -->`` and ``<!-- /mark -->``, if any."""
+    if not file.is_file():
+        return
+    before, begin, rest = file.read_text().partition(f"<!-- {mark} -->\n")
+    _, end, after = rest.partition(f"<!-- /{mark} -->")
+    if begin and end:
+        write_whole(file, before + begin + text + "\n" + end + after)
+
+
 def fingerprint(parts: Iterable[str | bytes]) -> str:
     """A hash of texts in their order: equal for equal content on every machine."""
     digest = hashlib.sha256()

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .errors import TwinlineError
-from .files import fingerprint, write_whole
+from .files import fingerprint, into_marks, write_whole
 from .options import ConvertRecipe, DistillRecipe, TeachRecipe, read_recipe
 
 SPLITS = ("validation", "test")
@@ -280,16 +280,6 @@ def table(made: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def into_readme(file: Path, text: str) -> None:
-    """Put the table between README's marks, where there is a README with marks."""
-    if not file.is_file():
-        return
-    before, begin, rest = file.read_text().partition("<!-- quality -->\n")
-    _, end, after = rest.partition("<!-- /quality -->")
-    if begin and end:
-        write_whole(file, before + begin + text + "\n" + end + after)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("build/quality"), help="work folder")
@@ -314,7 +304,7 @@ def main() -> None:
         made = rows(options.seeds, runs)
         write_whole(options.results, json.dumps(made, indent=1) + "\n")
         print(table(made))
-        into_readme(options.readme, table(made))
+        into_marks(options.readme, "quality", table(made))
     except TwinlineError as error:
         print(f"twinline: {error}", file=sys.stderr)
         sys.exit(2)

@@ -20,8 +20,8 @@ def hybrid_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    q_features: Tensor,
-    k_features: Tensor,
+    q_features: Tensor | None,
+    k_features: Tensor | None,
     log_weight: Tensor,
     mask: Tensor | None = None,
     block: int = 128,
@@ -36,7 +36,8 @@ def hybrid_attention(
 
     Args:
         q, k, v: (batch, heads, length, head_dim).
-        q_features, k_features: (batch, heads, length, features), non-negative.
+        q_features, k_features: (batch, heads, length, features), non-negative; None if every text
+            lies in its near blocks, where they have no use.
         log_weight: (batch, heads, length, 1).
         mask: (batch, length), True where a token is real.
     Returns: the output (batch, heads, length, head_dim), and the log-odds (batch, heads, length) of
@@ -44,16 +45,22 @@ def hybrid_attention(
     """
     order = None if mask is None else real_first(mask)
     if order is not None and mask is not None:
-        inputs = (q, k, v, q_features, k_features, log_weight)
-        q, k, v, q_features, k_features, log_weight = (reorder(x, order[0]) for x in inputs)
+        q, k, v, log_weight = (reorder(x, order[0]) for x in (q, k, v, log_weight))
+        if q_features is not None and k_features is not None:
+            q_features, k_features = reorder(q_features, order[0]), reorder(k_features, order[0])
         mask = torch.gather(mask, 1, order[0])
     far = None
-    if -(-v.shape[2] // block) > neighbours + 1:
+    if k_features is not None and has_far(v.shape[2], block, neighbours):
         far = others(block_states(k_features, v, mask, block), neighbours)
     out, log_odds = read_blocks(q, k, v, q_features, log_weight, mask, far, block, neighbours)
     if order is not None:
         out, log_odds = reorder(out, order[1]), reorder(log_odds, order[1])
     return out, log_odds.squeeze(-1)
+
+
+def has_far(length: int, block: int, neighbours: int) -> bool:
+    """Whether a text of ``length`` has tokens outside the near blocks of some token."""
+    return -(-length // block) > neighbours + 1
 
 
 def in_blocks(x: Tensor, block: int) -> Tensor:
@@ -73,7 +80,7 @@ def read_blocks(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    q_features: Tensor,
+    q_features: Tensor | None,
     log_weight: Tensor,
     mask: Tensor | None,
     far: Tensor | None,
@@ -101,23 +108,17 @@ def read_blocks(
         shifted = [x[..., n : n + blocks, :, :] for n in range(2 * neighbours + 1)]
         return torch.cat(shifted, dim=-2)
 
-    kb, vb = window(in_blocks(k, block)), window(in_blocks(v, block))
-    scores = ((in_blocks(q, block) * width**-0.5) @ kb.transpose(-1, -2)).to(wide)
-    near = None  # scores are (batch, heads, blocks, block, near)
+    near = None
     if mask is not None or neighbours:
         real = q.new_ones(batch, length, dtype=torch.bool) if mask is None else mask
         seen = window(in_blocks(real[:, None, :, None].to(v.dtype), block))
         near = seen.transpose(-1, -2) > 0  # (batch, 1, blocks, 1, near)
-        # The lowest finite number: a query with no near key gets a mean, not NaN, and is zeroed.
-        scores = scores.masked_fill(~near, torch.finfo(wide).min)
-    log_near = torch.logsumexp(scores, dim=-1, keepdim=True)
-    out = torch.exp(scores - log_near).to(v.dtype) @ vb
-    if near is not None:
-        out = out * near.any(dim=-1, keepdim=True).to(v.dtype)
+    kb, vb = window(in_blocks(k, block)), window(in_blocks(v, block))
+    out, log_near = near_softmax(in_blocks(q, block), kb, vb, near)
 
     never = torch.finfo(wide).min
     weight = in_blocks(log_weight, block).to(wide)
-    if far is None:
+    if far is None or q_features is None:
         # Through ``log_weight``, so that a batch of short texts alone has a (zero) gradient too.
         log_odds = 0 * weight + never
     else:
@@ -129,6 +130,41 @@ def read_blocks(
         out = ((1 - share) * out.to(wide) + share * (sums[..., :-1] / mass)).to(v.dtype)
     out = out.reshape(batch, heads, -1, width)[:, :, :length]
     return out, log_odds.reshape(batch, heads, -1, 1)[:, :, :length]
+
+
+def near_softmax(q: Tensor, k: Tensor, v: Tensor, near: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Exact softmax attention block by block, and its log-sum-exp.
+
+    Args:
+        q: (batch, heads, blocks, block, head_dim); k, v with ``near`` tokens in a block.
+        near: (batch, 1, blocks, 1, near), False where a key is not real; None: all are.
+    Returns: the output like q, zero where no key is real; the log-sum-exp (..., block, 1), wide.
+    """
+    wide = torch.promote_types(v.dtype, torch.float32)
+    # The lowest finite number: a query with no near key gets a mean, not NaN, and is zeroed.
+    least = torch.finfo(wide).min
+    if not torch.is_grad_enabled() and q.device.type == "cpu" and wide == torch.float32:
+        # PyTorch's flash kernel for processors returns the log-sum-exp, without a gradient.
+        batch, heads, blocks = q.shape[:3]
+        added = None
+        if near is not None:
+            added = torch.zeros_like(near, dtype=q.dtype).masked_fill(~near, least)
+            added = added.expand(batch, heads, *near.shape[2:]).flatten(1, 2)
+        flat = (x.flatten(1, 2) for x in (q, k, v))
+        out, log_near = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            *flat, attn_mask=added
+        )
+        out = out.unflatten(1, (heads, blocks))
+        log_near = log_near.to(wide).unflatten(1, (heads, blocks)).unsqueeze(-1)
+    else:
+        scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).to(wide)
+        if near is not None:
+            scores = scores.masked_fill(~near, least)
+        log_near = torch.logsumexp(scores, dim=-1, keepdim=True)
+        out = torch.exp(scores - log_near).to(v.dtype) @ v
+    if near is not None:
+        out = out * near.any(dim=-1, keepdim=True).to(v.dtype)
+    return out, log_near
 
 
 def others(states: Tensor, neighbours: int) -> Tensor:
@@ -183,10 +219,13 @@ class HybridAttention(nn.Module):
 
         ``block`` overrides the block size: transfer mixes several.
         """
+        block, neighbours = block or self.spec.block_size, self.spec.neighbours
+        features = (None, None)
+        if has_far(q.shape[2], block, neighbours):
+            features = self.q_map(q), self.k_map(k)
         return hybrid_attention(
-            q, k, v, self.q_map(q), self.k_map(k), self.weight(q), mask,
-            block or self.spec.block_size, self.spec.neighbours,
-        )  # fmt: skip
+            q, k, v, *features, self.weight(q), mask=mask, block=block, neighbours=neighbours
+        )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         out, log_odds = self.attend(q, k, v, mask)
