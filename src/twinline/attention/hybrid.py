@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from .feature_maps import FEATURE_MAPS
 from .linear import linear_state
-from .spec import AttentionSpec, masked, real_first, reorder
+from .spec import AttentionSpec, in_fp32, masked, real_first, reorder
 
 LEAST_MASS = 1e-30
 """Far mass below it counts as none: its logarithm's gradient would overflow."""
@@ -212,6 +213,7 @@ class HybridAttention(nn.Module):
             return torch.full_like(q[..., :1], -1e4)
         return q @ self.query_weight.to(q.dtype) + self.log_weight.to(q.dtype)
 
+    @in_fp32
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, block: int | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -227,12 +229,14 @@ class HybridAttention(nn.Module):
             q, k, v, *features, self.weight(q), mask=mask, block=block, neighbours=neighbours
         )
 
+    @in_fp32
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         out, log_odds = self.attend(q, k, v, mask)
         if self.report:
             self.report(log_odds, mask)
         return out
 
+    @partial(in_fp32, back=False)
     def collect(self, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         return block_states(self.k_map(k), v, mask, self.spec.block_size)
 
@@ -240,6 +244,7 @@ class HybridAttention(nn.Module):
         far = others(torch.cat(states, dim=2), self.spec.neighbours)
         return list(far.split([state.shape[2] for state in states], dim=2))
 
+    @in_fp32
     def read(
         self, q: Tensor, kv: tuple[Tensor, Tensor] | None, mask: Tensor | None, state: Tensor
     ) -> Tensor:

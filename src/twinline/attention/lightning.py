@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .feature_maps import FEATURE_MAPS
 from .linear import TINY
-from .spec import AttentionSpec, masked, real_first, reorder
+from .spec import AttentionSpec, in_fp32, masked, real_first, reorder
 
 
 def slopes(spec: AttentionSpec) -> Tensor:
@@ -136,6 +136,7 @@ class LightningAttention(nn.Module):
         if self.gain is not None:
             self.gain.fill_(1.0)
 
+    @in_fp32
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         slope = self.root_slope.float().square()
         return lightning_attention(

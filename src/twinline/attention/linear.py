@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from .feature_maps import FEATURE_MAPS
-from .spec import AttentionSpec, masked
+from .spec import AttentionSpec, in_fp32, masked
 
 TINY = 1e-12
 """Least denominator: a row without a real token divides zero by it and stays zero."""
@@ -56,15 +58,18 @@ class LinearAttention(nn.Module):
         self.q_map = FEATURE_MAPS[spec.feature_map](spec, "query")
         self.k_map = FEATURE_MAPS[spec.feature_map](spec, "key")
 
+    @in_fp32
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         return linear_attention(self.q_map(q), self.k_map(k), v, mask)
 
+    @partial(in_fp32, back=False)
     def collect(self, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         return linear_state(masked(self.k_map(k), mask), v)
 
     def join(self, states: list[Tensor]) -> list[Tensor]:
         return [torch.stack(states).sum(dim=0)] * len(states)
 
+    @in_fp32
     def read(
         self, q: Tensor, kv: tuple[Tensor, Tensor] | None, mask: Tensor | None, state: Tensor
     ) -> Tensor:
