@@ -22,6 +22,7 @@ quality: $(READY)
 	$(BIN)/python -m twinline.quality --output build/quality
 
 bench: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/encode.py
 
 # torch first, by pip and pinned: a bare install would bring gigabytes of CUDA libraries.

@@ -323,8 +323,8 @@ def test_a_text_above_the_batch_budget_is_whole_and_said(tiny: Encoder) -> None:
 
 
 def test_what_memory_cannot_hold_is_refused(tiny: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    each = tiny.model.bytes_per_token()
-    monkeypatch.setattr("twinline.encoder.free_memory", lambda: 50 * each)
+    enough = tiny.model.memory_for(50)
+    monkeypatch.setattr("twinline.encoder.free_memory", lambda: enough)
     assert len(tiny.encode([words(40), words(40, 1)])) == 2
     with pytest.raises(TwinlineError, match=r"number 2 has 62 tokens; .* split it, cut it"):
         tiny.encode([words(3), words(60)])

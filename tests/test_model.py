@@ -84,8 +84,9 @@ def test_piece_by_piece_is_the_same_as_at_once(
     ids = torch.cat([tokens(53, seed=row) for row in range(3)])
     mask = torch.arange(53) < torch.tensor([[53], [29], [4]])
     mask = {"right": mask, "left": mask.flip(1), "none": torch.ones_like(mask)}[padding]
-    for piece in (7, 60):
+    for piece, kept in ((7, 1000), (7, 20), (60, 1000)):
         monkeypatch.setattr("twinline.model.PIECE", piece)
+        monkeypatch.setattr("twinline.model.KEPT", kept)
         at_once = model(ids, mask)
         with torch.no_grad():
             pieces = model(ids, mask)

@@ -346,7 +346,7 @@ class Encoder:
         if self.device.type != "cuda":
             return CACHED_TOKENS
         free, _ = torch.cuda.mem_get_info(self.device)
-        return max(CACHED_TOKENS, free // 2 // self.model.bytes_per_token())
+        return max(CACHED_TOKENS, free // 2 // self.model.memory_for(1))
 
     def check_memory(self, counts: Sequence[int], first: int = 1) -> None:
         """Refuse what would not fit, before memory runs out.
@@ -357,7 +357,7 @@ class Encoder:
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
         longest = max(range(len(counts)), key=counts.__getitem__, default=0)
-        needed = counts[longest] * self.model.bytes_per_token() if counts else 0
+        needed = self.model.memory_for(counts[longest]) if counts else 0
         if free is not None and needed > free:
             raise TwinlineError(
                 f"Text number {longest + first} has {counts[longest]:,} tokens; encoding it takes "

@@ -241,8 +241,18 @@ class HybridAttention(nn.Module):
         return block_states(self.k_map(k), v, mask, self.spec.block_size)
 
     def join(self, states: list[Tensor]) -> list[Tensor]:
-        far = others(torch.cat(states, dim=2), self.spec.neighbours)
-        return list(far.split([state.shape[2] for state in states], dim=2))
+        """As ``others`` without neighbours, in the memory of its result alone."""
+        far = [torch.empty_like(state) for state in states]
+        pairs = [(s[:, :, n], f[:, :, n]) for s, f in zip(states, far, strict=True)
+                 for n in range(s.shape[2])]  # fmt: skip
+        before, after = (torch.zeros_like(pairs[0][0]) for _ in range(2))
+        for state, into in pairs:
+            into.copy_(before)
+            before += state
+        for state, into in reversed(pairs):
+            into += after
+            after += state
+        return far
 
     @in_fp32
     def read(
