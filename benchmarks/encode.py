@@ -5,7 +5,7 @@ own; sides take turns at each length and the best turn counts. Others get their 
 tiled, as ours is, and no length limit. A side stops where one text would take longer than
 ``--limit`` seconds (told from its last two lengths, attention growing with the square) or fails.
 
-Writes ``results/bench.json``, ``docs/speed.png`` and the tables of ``docs/speed.md``. Needs
+Writes ``results/bench.json``, ``docs/speed.png`` and the tables of ``docs/speed.md`` and README. Needs
 ``pip install 'twinline[bench]'``.
 """
 
@@ -45,6 +45,10 @@ SIDES = (
     "onnxruntime-int8 int8", "openvino-bf16 bfloat16",
 )  # fmt: skip
 TRAINED = ("linear float32", "hybrid float32", "softmax float32", "sentence-transformers float32")
+README_SIDES = (
+    "linear int8", "linear float32", "hybrid int8", "sentence-transformers float32",
+    "onnxruntime-int8 int8", "openvino-bf16 bfloat16",
+)  # fmt: skip
 Rows = list[list[int]]
 Work = Callable[[Rows], object]
 
@@ -366,6 +370,8 @@ def main() -> None:
     ):
         print(f"\n{mark}\n{text}")
         into_marks(options.docs / "speed.md", mark, text)
+    short = [name for name in README_SIDES if name in names]
+    into_marks(Path("README.md"), "speed", table(found["encode"], short, 0))
     picture(found["encode"], names, options.docs / "speed.png")
 
 

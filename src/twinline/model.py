@@ -18,13 +18,14 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .attention import ATTENTION, FEATURE_MAPS, AttentionSpec
+from .attention.folded import FoldedAttention
 from .attention.spec import real_first
 from .errors import TwinlineError
 from .options import AttentionOptions, ModelOptions, at_least, share
 from .pooling import POOLINGS
 
 POSITION_RULES = ("tiled", "interpolated")
-PIECE = 1024
+PIECE = 512
 """Tokens that a layer works on at a time where no gradient is asked for. What it makes of them on
 the way (the feed-forward, features, scores) then fits a processor's cache, and the memory of a long
 text grows by its states alone."""
@@ -202,6 +203,8 @@ class Layer(nn.Module):
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of ``x`` (b, n, hidden), each (b, h, n, d)."""
+        if isinstance(self.attention, FoldedAttention):  # features, where encoding is all
+            return self.attention.split(self.qkv(x))
         b, n, _ = x.shape
         qkv = self.qkv(x).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (3, b, h, n, d)
         return qkv[0], qkv[1], qkv[2]
@@ -261,7 +264,7 @@ class Layer(nn.Module):
             q, k, v = self.split(part)
             states.append(attention.collect(k, v, real))
             if not attention.reads_keys:
-                kept.append((q.clone(), None))
+                kept.append((q.contiguous(), None))  # a copy, where q is a view of all three
             else:
                 kept.append((q, (k, v)) if x.shape[1] <= KEPT else None)
         kept.reverse()  # each piece's is let go as it is read

@@ -12,12 +12,14 @@ import logging
 import time
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .attention.folded import FoldedAttention, can_fold
+from .attention.linear import LinearAttention
 from .errors import TwinlineError
 from .model import Layer, TwinlineModel, one_of
 
@@ -181,6 +183,10 @@ def to_int8(model: TwinlineModel, samples: Iterable[Tensor]) -> TwinlineModel:
         raise TwinlineError("int8 needs sample texts to find its ranges on: calibration is empty.")
     for layer in model.each_layer():
         qkv, out, up, down = products_of(layer)
+        if can_fold(layer.attention):
+            layer.attention = FoldedAttention(cast(LinearAttention, layer.attention), qkv)
+            ranges[layer.attention.projection] = ranges[qkv]
+            qkv = layer.attention.projection
         swapped = {"qkv": Int8Linear(qkv, *ranges[qkv]), "out": Int8Linear(out, *ranges[out])}
         last = swapped["down"] = Int8Linear(down, *ranges[down])
         if then := FUSED.get(model.config.hidden_act):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from twinline.attention import ATTENTION, FEATURE_MAPS, AttentionSpec, HybridAttention, reference
+from twinline.attention.folded import FoldedAttention, can_fold
 from twinline.attention.hybrid import others
 from twinline.attention.spec import real_first
 
@@ -317,3 +318,20 @@ def test_real_first_puts_real_tokens_first_in_their_order() -> None:
 def test_spec_refuses_and_names_the_option(option: str, value: object) -> None:
     with pytest.raises(ValueError, match=option):
         AttentionSpec(**{"heads": 2, "head_dim": 3, option: value})
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@torch.no_grad()
+def test_folded_maps_change_nothing(mask: str) -> None:
+    module = build("linear", "gated", feature_dim=9)
+    qkv = nn.Linear(12, 36)
+    folded = FoldedAttention(module, qkv)
+    x = 2 * torch.randn(3, 11, 12, generator=torch.Generator().manual_seed(0))
+    q, k, v = qkv(x).view(3, 11, 3, 2, 6).permute(2, 0, 3, 1, 4)
+    given = MASKS[mask](3, 11)
+    want = module(q, k, v, given)
+    parts = folded.split(folded.projection(x))
+    torch.testing.assert_close(folded(*parts, given), want, rtol=1e-4, atol=1e-5)
+    assert can_fold(module)
+    assert not can_fold(build("linear", "hedgehog"))
+    assert not can_fold(build("hybrid", "gated"))
