@@ -5,8 +5,8 @@ own; sides take turns at each length and the best turn counts. Others get their 
 tiled, as ours is, and no length limit. A side stops where one text would take longer than
 ``--limit`` seconds (told from its last two lengths, attention growing with the square) or fails.
 
-Writes ``results/bench.json``, ``docs/speed.png`` and the tables of ``docs/speed.md`` and README. Needs
-``pip install 'twinline[bench]'``.
+Writes ``results/bench.json``, ``docs/speed.png`` and the tables of ``docs/speed.md`` and README.
+Needs ``pip install 'twinline[bench]'``.
 """
 
 from __future__ import annotations

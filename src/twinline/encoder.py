@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,13 @@ from .machine import free_memory
 from .model import TwinlineConfig, TwinlineModel, one_of
 from .precision import check_dtype, fastest, to_int8
 from .progress import Progress
-from .similarity import SIMILARITIES
+from .similarity import SIMILARITIES, Ranked, ranking
 from .sources import find_model, read_config
 
+LONG_TEXT, SAMPLED = 2_000_000, 20_000
+"""Characters above which a text's tokens are estimated, from so many, before they are made."""
+TOKENIZING = 700
+"""Bytes that the tokenizer takes for a token, as measured."""
 SAMPLES, SAMPLE_TOKENS = 64, 24
 """Texts of random tokens on which int8 finds its ranges if no others are given."""
 OVERFLOW = ("error", "warn", "truncate")
@@ -45,16 +48,6 @@ NOT_OURS = {
     "task": "write prompt_name",
 }
 Vectors = np.ndarray[Any, Any] | Tensor | list[Tensor]
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """One candidate of a ranking."""
-
-    corpus_id: int
-    """Its place in the list that was given."""
-    score: float
-    text: str | None = None
 
 
 class Encoder:
@@ -293,6 +286,7 @@ class Encoder:
         before = self.prompt(prompt_name, prompt)
         if before:
             texts = [before + text if isinstance(text, str) else text for text in texts]
+        self.check_characters(texts, first)
         ids, counts = self.tokenize(texts, on_overflow, first)
         self.check_memory([len(row) for row in ids], first)
         vectors = self.encode_ids(ids, max_batch_tokens, batch_size, show_progress_bar)
@@ -348,8 +342,8 @@ class Encoder:
         free, _ = torch.cuda.mem_get_info(self.device)
         return max(CACHED_TOKENS, free // 2 // self.model.memory_for(1))
 
-    def check_memory(self, counts: Sequence[int], first: int = 1) -> None:
-        """Refuse what would not fit, before memory runs out.
+    def check_memory(self, counts: Sequence[int], first: int = 1, tokenizing: int = 0) -> None:
+        """Refuse a text of ``counts`` tokens that would not fit, before memory runs out.
 
         Raises: TwinlineError naming the longest text, the estimate and the remedies.
         """
@@ -357,13 +351,27 @@ class Encoder:
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
         longest = max(range(len(counts)), key=counts.__getitem__, default=0)
-        needed = self.model.memory_for(counts[longest]) if counts else 0
+        tokens = counts[longest] if counts else 0
+        needed = self.model.memory_for(tokens) + tokenizing
         if free is not None and needed > free:
             raise TwinlineError(
-                f"Text number {longest + first} has {counts[longest]:,} tokens; encoding it takes "
-                f"about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: split "
-                "it, cut it (max_tokens with on_overflow='truncate'), or try dtype='bfloat16'."
+                f"Text number {longest + first} has {'about ' * bool(tokenizing)}{tokens:,} "
+                f"tokens; encoding it takes about {needed / 1e9:.1f} GB of memory, and "
+                f"{free / 1e9:.1f} GB are free: split it, shorten it, or try dtype='bfloat16'."
             )
+
+    def check_characters(self, texts: Sequence[str], first: int = 1) -> None:
+        """``check_memory`` of the longest text before it is tokenised, by a sample of it."""
+        place = max(
+            range(len(texts)),
+            key=lambda i: len(texts[i]) if isinstance(texts[i], str) else 0,
+            default=0,
+        )
+        text = texts[place] if texts and isinstance(texts[place], str) else ""
+        if len(text) > LONG_TEXT:
+            part = len(token_ids(self.tokenizer, [text[:SAMPLED]])[0])
+            tokens = part * len(text) // SAMPLED
+            self.check_memory([tokens], first + place, TOKENIZING * tokens)
 
     @torch.inference_mode()
     def encode_ids(
@@ -467,16 +475,6 @@ class Encoder:
         asked = self.encode_query(query, convert_to_tensor=True, **shared)
         scores = self.similarity(asked, vectors)[0].float().cpu().numpy()
         return ranking(scores, documents, top_k, return_documents)
-
-
-def ranking(
-    scores: np.ndarray[Any, Any], documents: Sequence[str], top_k: int | None, with_text: bool
-) -> list[Ranked]:
-    """``documents`` by their ``scores`` (documents,), best first; ties in the order given."""
-    if top_k is not None and top_k < 1:
-        raise TwinlineError(f"top_k must be at least 1 or None, not {top_k}.")
-    order = np.argsort(-scores, kind="stable")[:top_k].tolist()
-    return [Ranked(i, float(scores[i]), documents[i] if with_text else None) for i in order]
 
 
 def check_overflow(value: str) -> None:

@@ -1,14 +1,21 @@
-"""From two vectors to a score: cosine, dot product, and DSE's learned head.
+"""From two vectors to a score (cosine, dot product, DSE's learned head), from scores to a ranking.
 
-Each is an ``nn.Module`` called as ``similarity(u, v)`` on ``(batch, width)`` twice; it returns
-``(batch,)``, or ``(batch, outputs)`` for a head with several outputs.
+A similarity is an ``nn.Module`` called as ``similarity(u, v)`` on ``(batch, width)`` twice; it
+returns ``(batch,)``, or ``(batch, outputs)`` for a head with several outputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .errors import TwinlineError
 
 
 class Cosine(nn.Module):
@@ -49,3 +56,23 @@ class DSEHead(nn.Module):
 
 
 SIMILARITIES: dict[str, type[nn.Module]] = {"cosine": Cosine, "dot": Dot, "dse": DSEHead}
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One candidate of a ranking."""
+
+    corpus_id: int
+    """Its place in the list that was given."""
+    score: float
+    text: str | None = None
+
+
+def ranking(
+    scores: np.ndarray[Any, Any], documents: Sequence[str], top_k: int | None, with_text: bool
+) -> list[Ranked]:
+    """``documents`` by their ``scores`` (documents,), best first; ties in the order given."""
+    if top_k is not None and top_k < 1:
+        raise TwinlineError(f"top_k must be at least 1 or None, not {top_k}.")
+    order = np.argsort(-scores, kind="stable")[:top_k].tolist()
+    return [Ranked(i, float(scores[i]), documents[i] if with_text else None) for i in order]

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from .batching import budget_batches, load_tokenizer, pad
 from .cache import Pair, ScoreCache
-from .encoder import Encoder, Ranked, ranking
+from .encoder import Encoder
 from .errors import TwinlineError
 from .files import fingerprint, whole_folder
 from .loop import weights_of
 from .model import TwinlineConfig
 from .progress import Progress
+from .similarity import Ranked, ranking
 from .sources import find_model, read_config, read_json
 from .text import clean_text
 
