@@ -27,6 +27,8 @@ app = App(
     version_flags=["--version"],
 )
 
+Dtype = Literal["float32", "bfloat16", "int8", "auto"]
+
 
 @app.command
 def convert(output: Path, *, recipe: Annotated[ConvertRecipe | None, Flat] = None) -> None:
@@ -104,6 +106,7 @@ def evaluate(
     columns: tuple[str, ...] | None = None,
     teacher_scale: str | None = None,
     far: bool = True,
+    dtype: Dtype = "float32",
 ) -> None:
     """Pearson and Spearman of a twin encoder, or of a teacher, with 95 % bootstrap intervals.
 
@@ -123,6 +126,8 @@ def evaluate(
         logit or unit: the model is a cross-encoder that does not declare its own.
     far
         --no-far switches the linear branch of a hybrid off.
+    dtype
+        Numbers that a twin encoder computes with (see encode).
     """
     from contextlib import nullcontext
 
@@ -131,7 +136,7 @@ def evaluate(
     from .evaluate import far_off, far_share
     from .training import scorer_of
 
-    scorer = scorer_of(model, teacher_scale)
+    scorer = scorer_of(model, teacher_scale, dtype)
     pairs = load(data, split, scale=scale, columns=columns)
     hybrid = getattr(getattr(scorer, "model", None), "config", None)
     is_hybrid = hybrid is not None and hybrid.attention == "hybrid"
@@ -157,7 +162,7 @@ def encode(
     max_tokens: int | None = None,
     prompt: str | None = None,
     normalize: bool = False,
-    dtype: Literal["float32", "bfloat16", "int8", "auto"] = "float32",
+    dtype: Dtype = "float32",
     max_batch_tokens: int | None = None,
 ) -> None:
     """Vectors of texts, written as a NumPy file (texts, width).

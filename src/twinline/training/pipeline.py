@@ -57,20 +57,22 @@ def converted(
     return Encoder(model)
 
 
-def scorer_of(path: str | Path, scale: str | None = None) -> Encoder | Teacher:
+def scorer_of(
+    path: str | Path, scale: str | None = None, dtype: str = "float32"
+) -> Encoder | Teacher:
     """A folder as what it is: a twin encoder, or a teacher.
 
-    ``scale`` is for a cross-encoder that does not declare its own.
+    ``scale`` is for a cross-encoder that does not declare its own, ``dtype`` for a twin encoder.
     """
     folder = find_model(path) if not (Path(path) / CARD).is_file() else Path(path)
     if (folder / CARD).is_file() or scale:
         return Teacher(folder, scale=scale)
     if read_config(folder).get("model_type") == TwinlineConfig.model_type:
-        return Encoder(folder)
+        return Encoder(folder, dtype=dtype)
     architectures = " ".join(read_config(folder).get("architectures") or [])
     if "SequenceClassification" in architectures:
         return Teacher(folder, scale=scale)  # which says that its scale must be declared
-    return Encoder(folder)
+    return Encoder(folder, dtype=dtype)
 
 
 def student(
