@@ -166,6 +166,7 @@ def to_int8(model: TwinlineModel, samples: Iterable[Tensor]) -> TwinlineModel:
             "float32 or auto here."
         )
     model = copy.deepcopy(model)
+    model.train(False)
     ranges: dict[nn.Module, tuple[float, float]] = {}
 
     def observe(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -158,6 +158,11 @@ def check(
     twin: Encoder | None,
 ) -> None:
     """Refuse options that the data cannot serve."""
+    if student.dtype != "float32":
+        raise TwinlineError(
+            f"The student holds its weights in {student.dtype}, for encoding alone: train one "
+            "with dtype float32 (its options' precision may be bf16)."
+        )
     if options.alpha > 0 and teacher_scores is None:
         raise TwinlineError(f"alpha={options.alpha} needs a teacher: give one, or set alpha to 0.")
     if options.alpha < 1 and pairs.score is None:
