@@ -33,7 +33,7 @@ BASE = "all-MiniLM-L6-v2"
 LENGTHS = (32, 128, 512, 2048, 8192, 32768, 131072, 1_000_000)
 TRAIN_LENGTHS = (128, 512, 2048, 8192)
 TURNS = 3
-LONG = 10.0
+LONG = 6.0
 """Seconds above which one turn, without a warm-up, must do."""
 BATCH_TOKENS = 8192
 """Tokens of a turn, or one text of more."""

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -204,10 +205,33 @@ class Layer(nn.Module):
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of ``x`` (b, n, hidden), each (b, h, n, d)."""
         if isinstance(self.attention, FoldedAttention):  # features, where encoding is all
-            return self.attention.split(self.qkv(x))
-        b, n, _ = x.shape
-        qkv = self.qkv(x).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (3, b, h, n, d)
-        return qkv[0], qkv[1], qkv[2]
+            return self.attention.split(x)
+        q, k, v = self.heads_of(self.qkv(x), 3)
+        return q, k, v
+
+    def queries(self, x: Tensor) -> Tensor:
+        """``split``'s first, and where that is possible no more is made."""
+        if isinstance(self.attention, FoldedAttention):
+            return self.attention.queries(x)
+        if not isinstance(self.qkv, nn.Linear):
+            return self.split(x)[0]
+        rows = slice(0, x.shape[-1])
+        return self.heads_of(F.linear(x, self.qkv.weight[rows], self.qkv.bias[rows]), 1)[0]
+
+    def keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``split``'s second and third, likewise."""
+        if isinstance(self.attention, FoldedAttention):
+            return self.attention.keys(x)
+        if not isinstance(self.qkv, nn.Linear):
+            return self.split(x)[1:]
+        rows = slice(x.shape[-1], None)
+        k, v = self.heads_of(F.linear(x, self.qkv.weight[rows], self.qkv.bias[rows]), 2)
+        return k, v
+
+    def heads_of(self, projected: Tensor, parts: int) -> Tensor:
+        """(b, n, parts * hidden) to (parts, b, h, n, d)."""
+        b, n, _ = projected.shape
+        return projected.view(b, n, parts, self.heads, -1).permute(2, 0, 3, 1, 4)
 
     def project(self, mixed: Tensor) -> Tensor:
         """Heads joined and projected: (b, h, n, d) to (b, n, hidden)."""
@@ -226,24 +250,27 @@ class Layer(nn.Module):
         mixed = self.attention(*self.split(x), mask)  # (b, h, n, d)
         return self.after_attention(x, self.project(mixed))
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, overwrite: bool = False) -> Tensor:
+        """``overwrite`` lets the result take x's memory, where no gradient is asked for."""
         b, n, _ = x.shape
         if torch.is_grad_enabled() or b * n <= PIECE:
             return self.whole(x, mask)
-        out = torch.empty_like(x)
+        out = x if overwrite else torch.empty_like(x)
         rows = max(1, PIECE // n)
         for start in range(0, b, rows):
             part = slice(start, start + rows)
             real = None if mask is None else mask[part]
-            read = self.whole if n <= PIECE else self.by_pieces
-            out[part] = read(x[part], real)
+            if n <= PIECE:
+                out[part] = self.whole(x[part], real)
+            else:
+                self.by_pieces(x[part], real, out[part])
         return out
 
-    def by_pieces(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """``whole`` for a long text, in memory that grows by its states: (1, n, hidden).
+    def by_pieces(self, x: Tensor, mask: Tensor | None, out: Tensor) -> None:
+        """``whole`` for a long text, x to ``out`` (1, n, hidden), which may be the same memory.
 
-        The attention collects its state piece by piece and is then read piece by piece; of q, k
-        and v only what reading needs is kept. A kind that cannot do so mixes at once.
+        The attention collects its state over all pieces first and is then read piece by piece. A
+        kind that cannot do so mixes at once.
         """
         attention: Any = self.attention
         multiple = getattr(attention, "piece", None)
@@ -251,30 +278,27 @@ class Layer(nn.Module):
             multiple = None  # padding before or between tokens: pieces would not be blocks
         piece = PIECE if multiple is None else multiple * max(1, PIECE // multiple)
         masks = [None] * -(-x.shape[1] // piece) if mask is None else mask.split(piece, dim=1)
-        out = torch.empty_like(x)
         parts = list(zip(x.split(piece, dim=1), out.split(piece, dim=1), masks, strict=True))
         if multiple is None:
             mixed = attention(*self.split(x), mask).split(piece, dim=2)
-            for (into, made, _), part in zip(parts, mixed, strict=True):
-                made.copy_(self.after_attention(into, self.project(part)))
-            return out
-        states: list[Tensor] = []
-        kept: list[Any] = []
-        for part, _, real in parts:
-            q, k, v = self.split(part)
-            states.append(attention.collect(k, v, real))
-            if not attention.reads_keys:
-                kept.append((q.contiguous(), None))  # a copy, where q is a view of all three
+            for (part, made, _), whole in zip(parts, mixed, strict=True):
+                made.copy_(self.after_attention(part, self.project(whole)))
+            return
+        keep = attention.reads_keys and x.shape[1] <= KEPT
+        kept = [self.split(part) for part, _, _ in parts] if keep else []
+        states = [
+            attention.collect(*(kept[i][1:] if keep else self.keys(part)), real)
+            for i, (part, _, real) in enumerate(parts)
+        ]
+        for i, ((part, made, real), state) in enumerate(
+            zip(parts, attention.join(states), strict=True)
+        ):
+            if attention.reads_keys:
+                q, *kv = kept[i] if keep else self.split(part)
+                mixed = attention.read(q, tuple(kv), real, state)
             else:
-                kept.append((q, (k, v)) if x.shape[1] <= KEPT else None)
-        kept.reverse()  # each piece's is let go as it is read
-        for (part, made, real), state in zip(parts, attention.join(states), strict=True):
-            if (made_before := kept.pop()) is None:
-                q, *kv = self.split(part)
-            else:
-                q, kv = made_before
-            made.copy_(self.after_attention(part, self.project(attention.read(q, kv, real, state))))
-        return out
+                mixed = attention.read(self.queries(part), None, real, state)
+            made.copy_(self.after_attention(part, self.project(mixed)))
 
 
 class TwinlineModel(PreTrainedModel):
@@ -336,11 +360,11 @@ class TwinlineModel(PreTrainedModel):
         places; measured peaks lie within a tenth of it, beside the weights.
         """
         attention: Any = self.layers[0].attention
-        kept = 4  # q, k, v and what comes out of them
+        kept = 5  # the states out; q, k, v and what comes out of them
         if getattr(attention, "piece", None) is not None:
-            kept = (5 if tokens <= KEPT else 2) if attention.reads_keys else 1
+            kept = (5 if tokens <= KEPT else 2) if attention.reads_keys else 0
         width: int = self.config.hidden_size * self.embeddings.word.weight.element_size()
-        return tokens * (width * (2 + kept) + 40)
+        return tokens * (width * (1 + kept) + 40)
 
     def each_layer(self) -> Iterator[Layer]:
         """The layers, first to last, by their own type."""
@@ -367,7 +391,7 @@ class TwinlineModel(PreTrainedModel):
         states = [x]
         keep = output_hidden_states or POOLINGS[self.config.pooling].layers > 1
         for layer in self.each_layer():
-            x = layer(x, mask)
+            x = layer(x, mask, overwrite=not keep)
             states = [*states, x] if keep else [x]
         vector = self.pool(states, real)  # (b, projection_dim)
         hidden_states = tuple(states) if output_hidden_states else None

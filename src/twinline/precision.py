@@ -185,10 +185,14 @@ def to_int8(model: TwinlineModel, samples: Iterable[Tensor]) -> TwinlineModel:
     for layer in model.each_layer():
         qkv, out, up, down = products_of(layer)
         if can_fold(layer.attention):
-            layer.attention = FoldedAttention(cast(LinearAttention, layer.attention), qkv)
-            ranges[layer.attention.projection] = ranges[qkv]
-            qkv = layer.attention.projection
-        swapped = {"qkv": Int8Linear(qkv, *ranges[qkv]), "out": Int8Linear(out, *ranges[out])}
+            folded = FoldedAttention(cast(LinearAttention, layer.attention), qkv)
+            for name in ("for_queries", "for_keys"):
+                setattr(folded, name, Int8Linear(getattr(folded, name), *ranges[qkv]))
+            layer.attention = folded
+            swapped: dict[str, nn.Module] = {"qkv": nn.Identity()}
+        else:
+            swapped = {"qkv": Int8Linear(qkv, *ranges[qkv])}
+        swapped["out"] = Int8Linear(out, *ranges[out])
         last = swapped["down"] = Int8Linear(down, *ranges[down])
         if then := FUSED.get(model.config.hidden_act):
             swapped["up"] = Int8Linear(up, *ranges[up], then, last.step, last.zero)

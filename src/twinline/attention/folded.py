@@ -24,7 +24,7 @@ def can_fold(attention: nn.Module) -> bool:
 
 
 class FoldedAttention(nn.Module):
-    """Called as the attention it is made from, on what its own ``split`` makes of a projection.
+    """Called as the attention it is made from, on what its own ``split`` makes of a layer's input.
 
     Args:
         attention: for which ``can_fold`` holds.
@@ -52,40 +52,54 @@ class FoldedAttention(nn.Module):
             return weight.flatten(0, 1), bias.flatten()
 
         (q_c, q_d), (k_c, k_d) = (m.bias[:, 0].chunk(2, dim=-1) for m in (q_map, k_map))
-        parts = [
-            rows(q_map.weight, 0, q_c),
-            rows(k_map.weight, 1, k_c),
-            (weights[2].flatten(0, 1), biases[2].flatten()),
-            rows(k_map.gain, 1, k_map.log_gain[:, 0]),
-        ]
-        self.projection = nn.Linear(qkv.in_features, sum(len(bias) for _, bias in parts))
-        self.projection.weight.copy_(torch.cat([weight for weight, _ in parts]))
-        self.projection.bias.copy_(torch.cat([bias for _, bias in parts]))
-        self.second: Tensor  # exp(c + d) of queries and keys: (2, heads, 1, directions)
-        self.register_buffer("second", torch.exp(torch.stack([q_c + q_d, k_c + k_d])).unsqueeze(2))
+        self.for_queries = joined([rows(q_map.weight, 0, q_c)])
+        self.for_keys = joined(
+            [
+                rows(k_map.weight, 1, k_c),
+                (weights[2].flatten(0, 1), biases[2].flatten()),
+                rows(k_map.gain, 1, k_map.log_gain[:, 0]),
+            ]
+        )
+        self.q_second: Tensor  # exp(c + d): (heads, 1, directions)
+        self.k_second: Tensor
+        self.register_buffer("q_second", torch.exp(q_c + q_d).unsqueeze(1))
+        self.register_buffer("k_second", torch.exp(k_c + k_d).unsqueeze(1))
 
-    def split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of queries and keys (b, h, n, features), weighted values (b, h, n, d + 1).
+    def queries(self, x: Tensor) -> Tensor:
+        """Features of queries (b, h, n, features), each up to a factor; x is (b, n, hidden)."""
+        return self.features(self.for_queries(x), self.q_second)
 
-        ``projected`` is (b, n, outputs of ``projection``).
-        """
+    def keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of keys (b, h, n, features) and values by their weight (b, h, n, d + 1)."""
+        projected = self.for_keys(x)
         b, n, _ = projected.shape
-        h, d, f = self.heads, self.head_dim, self.directions
-        exponents, v, log_gain = projected.split((2 * h * f, h * d, h), dim=-1)
-        # The exponential runs over one stretch of memory: twice as fast as head by head.
-        first = torch.clamp(exponents, -BOUND, BOUND).exp_().view(b, n, 2, h, f)
-        made = []
-        for part, second in zip(first.permute(2, 0, 3, 1, 4), self.second, strict=True):
-            features = projected.new_empty(b, h, n, 2 * f)
-            features[..., :f] = part
-            torch.div(second, part, out=features[..., f:])
-            made.append(features)
+        h, d = self.heads, self.head_dim
+        exponents, v, log_gain = projected.split((h * self.directions, h * d, h), dim=-1)
+        features = self.features(exponents, self.k_second)
         log_gain = LOG_GAIN_BOUND * torch.tanh(log_gain.transpose(1, 2) / LOG_GAIN_BOUND)
-        weight = torch.exp(log_gain).unsqueeze(-1) / made[1].sum(-1, keepdim=True)
+        weight = torch.exp(log_gain).unsqueeze(-1) / features.sum(-1, keepdim=True)
         values = projected.new_empty(b, h, n, d + 1)
         torch.mul(v.view(b, n, h, d).transpose(1, 2), weight, out=values[..., :d])
         values[..., d:] = weight
-        return made[0], made[1], values
+        return features, values
+
+    def features(self, exponents: Tensor, second: Tensor) -> Tensor:
+        """``[E, second / E]`` (b, h, n, features) of ``log E`` (b, n, h * directions)."""
+        b, n, _ = exponents.shape
+        f = self.directions
+        # The exponential runs over one stretch of memory: twice as fast as head by head.
+        first = torch.clamp(exponents, -BOUND, BOUND).exp_()
+        first = first.view(b, n, self.heads, f).transpose(1, 2)
+        both = first.new_empty(b, self.heads, n, 2 * f)
+        both[..., :f] = first
+        torch.div(second, first, out=both[..., f:])
+        return both
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``queries`` and ``keys`` at once; what rounds x for its product rounds it once."""
+        if rounded := getattr(self.for_queries, "rounded", None):
+            x = rounded(x)
+        return self.queries(x), *self.keys(x)
 
     def collect(self, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """The state (b, h, features, d + 1) of one piece."""
@@ -103,3 +117,12 @@ class FoldedAttention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.read(q, None, mask, self.collect(k, v, mask))
+
+
+def joined(parts: list[tuple[Tensor, Tensor]]) -> nn.Linear:
+    """One projection of the rows and biases of several."""
+    weight, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    linear.weight.copy_(weight)
+    linear.bias.copy_(bias)
+    return linear
