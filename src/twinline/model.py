@@ -364,7 +364,7 @@ class TwinlineModel(PreTrainedModel):
         if getattr(attention, "piece", None) is not None:
             kept = (5 if tokens <= KEPT else 2) if attention.reads_keys else 0
         width: int = self.config.hidden_size * self.embeddings.word.weight.element_size()
-        return tokens * (width * (1 + kept) + 40)
+        return tokens * (width * (1 + kept) + 150)
 
     def each_layer(self) -> Iterator[Layer]:
         """The layers, first to last, by their own type."""
