@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .feature_maps import LOG_GAIN_BOUND, Gated
-from .linear import TINY, LinearAttention
+from .linear import LinearAttention, linear_read, summed
 from .spec import masked
 
 BOUND = 30.0
@@ -106,14 +106,12 @@ class FoldedAttention(nn.Module):
         return k.transpose(-1, -2) @ masked(v, mask)
 
     def join(self, states: list[Tensor]) -> list[Tensor]:
-        return [torch.stack(states).sum(dim=0)] * len(states)
+        return summed(states)
 
     def read(
         self, q: Tensor, kv: tuple[Tensor, Tensor] | None, mask: Tensor | None, state: Tensor
     ) -> Tensor:
-        """(b, h, n, d), laid out so that heads are joined without a copy."""
-        sums = (q @ state).transpose(1, 2)  # (b, n, h, d + 1)
-        return (sums[..., :-1] / sums[..., -1:].clamp_min(TINY)).transpose(1, 2)
+        return linear_read(q, state)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.read(q, None, mask, self.collect(k, v, mask))

@@ -45,8 +45,15 @@ def linear_state(k_features: Tensor, v: Tensor) -> Tensor:
 
 def linear_read(q_features: Tensor, state: Tensor) -> Tensor:
     """``φ(q_i)·S / φ(q_i)·z``: (batch, heads, length, head_dim) in the dtype of the features."""
-    sums = (q_features @ state.to(q_features.dtype)).to(state.dtype)
-    return (sums[..., :-1] / sums[..., -1:].clamp_min(TINY)).to(q_features.dtype)
+    sums = (q_features @ state.to(q_features.dtype)).to(state.dtype).transpose(1, 2)
+    # Divided in the order (batch, length, heads, ...), so that heads are joined without a copy.
+    out = (sums[..., :-1] / sums[..., -1:].clamp_min(TINY)).to(q_features.dtype)
+    return out.transpose(1, 2)
+
+
+def summed(states: list[Tensor]) -> list[Tensor]:
+    """What each piece of a text reads: the sum of all pieces' states."""
+    return [torch.stack(states).sum(dim=0)] * len(states)
 
 
 class LinearAttention(nn.Module):
@@ -67,7 +74,7 @@ class LinearAttention(nn.Module):
         return linear_state(masked(self.k_map(k), mask), v)
 
     def join(self, states: list[Tensor]) -> list[Tensor]:
-        return [torch.stack(states).sum(dim=0)] * len(states)
+        return summed(states)
 
     @in_fp32
     def read(
