@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .errors import TwinlineError
 from .files import fingerprint, writable_folder, write_whole
+from .machine import keep_memory
 from .options import LoopOptions
 from .progress import Progress
 
@@ -116,6 +117,8 @@ def train(
     # Not Accelerator's own mixed precision: it is fixed for the life of the process.
     accelerator = Accelerator(mixed_precision="no")
     half = options.precision == "bf16"
+    if accelerator.device.type == "cpu":
+        keep_memory()
     wrapped, optim = accelerator.prepare(module, optimiser(module, options))
     identity = {"options": asdict(options), "start": weights_of(module), **(identity or {})}
     keeper = Keeper(folder, module, optim, identity) if folder else None
