@@ -53,9 +53,10 @@ def free_memory() -> int | None:
 def keep_memory() -> bool:
     """Let memory that this process frees stay with it, for the next tensor.
 
-    By itself glibc maps every block above 32 MB anew and unmaps it when it is freed, so that each
-    training step pays a page fault for every 4 KB that it touches: about a third of its time at
-    8,192 tokens a step (``make bench`` times training with this set, as ``loop.train`` sets it).
+    By itself glibc maps every block above 32 MB anew and unmaps it when it is freed, so that a
+    training step pays a page fault for every 4 KB of every large tensor, a good part of its time at
+    8,192 tokens a step. With this set, freed blocks are used again where they fit: PyTorch's are
+    aligned, and some still do not. ``make bench`` times training with it.
 
     Returns: False where the C library is another, and nothing has been changed.
     """

@@ -8,6 +8,8 @@ is one exponential and one division.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -45,21 +47,18 @@ class FoldedAttention(nn.Module):
         weights = qkv.weight.view(3, self.heads, self.head_dim, -1)
         biases = qkv.bias.view(3, self.heads, self.head_dim)
 
-        def rows(matrix: Tensor, part: int, shift: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+        def rows(matrix: Tensor, part: int, shift: Tensor) -> tuple[Tensor, Tensor]:
             """(heads, head_dim, f) put before part 0 (q) or 1 (k) of the projection."""
             weight = torch.einsum("hdf,hdx->hfx", matrix, weights[part])
             bias = torch.einsum("hdf,hd->hf", matrix, biases[part]) + shift
             return weight.flatten(0, 1), bias.flatten()
 
         (q_c, q_d), (k_c, k_d) = (m.bias[:, 0].chunk(2, dim=-1) for m in (q_map, k_map))
-        self.for_queries = joined([rows(q_map.weight, 0, q_c)])
-        self.for_keys = joined(
-            [
-                rows(k_map.weight, 1, k_c),
-                (weights[2].flatten(0, 1), biases[2].flatten()),
-                rows(k_map.gain, 1, k_map.log_gain[:, 0]),
-            ]
-        )
+        values = weights[2].flatten(0, 1), biases[2].flatten()
+        gains = rows(k_map.gain, 1, k_map.log_gain[:, 0])
+        self.for_queries: nn.Module = bounded(joined(rows(q_map.weight, 0, q_c)))
+        self.for_keys: nn.Module = bounded(joined(rows(k_map.weight, 1, k_c)))
+        self.for_values: nn.Module = joined(values, gains)
         self.q_second: Tensor  # exp(c + d): (heads, 1, directions)
         self.k_second: Tensor
         self.register_buffer("q_second", torch.exp(q_c + q_d).unsqueeze(1))
@@ -71,34 +70,38 @@ class FoldedAttention(nn.Module):
 
     def keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features of keys (b, h, n, features) and values by their weight (b, h, n, d + 1)."""
-        projected = self.for_keys(x)
-        b, n, _ = projected.shape
+        x = self.rounded(x)
+        features = self.features(self.for_keys(x), self.k_second)
+        b, n, _ = x.shape
         h, d = self.heads, self.head_dim
-        exponents, v, log_gain = projected.split((h * self.directions, h * d, h), dim=-1)
-        features = self.features(exponents, self.k_second)
+        v, log_gain = self.for_values(x).split((h * d, h), dim=-1)
         log_gain = LOG_GAIN_BOUND * torch.tanh(log_gain.transpose(1, 2) / LOG_GAIN_BOUND)
         weight = torch.exp(log_gain).unsqueeze(-1) / features.sum(-1, keepdim=True)
-        values = projected.new_empty(b, h, n, d + 1)
+        values = v.new_empty(b, h, n, d + 1)
         torch.mul(v.view(b, n, h, d).transpose(1, 2), weight, out=values[..., :d])
         values[..., d:] = weight
         return features, values
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """What rounds x for its product rounds it once for all three."""
+        product: Any = self.for_values
+        rounded: Tensor = x if isinstance(product, nn.Linear) else product.rounded(x)
+        return rounded
 
     def features(self, exponents: Tensor, second: Tensor) -> Tensor:
         """``[E, second / E]`` (b, h, n, features) of ``log E`` (b, n, h * directions)."""
         b, n, _ = exponents.shape
         f = self.directions
         # The exponential runs over one stretch of memory: twice as fast as head by head.
-        first = torch.clamp(exponents, -BOUND, BOUND).exp_()
-        first = first.view(b, n, self.heads, f).transpose(1, 2)
+        first = exponents.exp_().view(b, n, self.heads, f).transpose(1, 2)
         both = first.new_empty(b, self.heads, n, 2 * f)
         both[..., :f] = first
         torch.div(second, first, out=both[..., f:])
         return both
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``queries`` and ``keys`` at once; what rounds x for its product rounds it once."""
-        if rounded := getattr(self.for_queries, "rounded", None):
-            x = rounded(x)
+        """``queries`` and ``keys`` at once."""
+        x = self.rounded(x)
         return self.queries(x), *self.keys(x)
 
     def collect(self, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -117,7 +120,11 @@ class FoldedAttention(nn.Module):
         return self.read(q, None, mask, self.collect(k, v, mask))
 
 
-def joined(parts: list[tuple[Tensor, Tensor]]) -> nn.Linear:
+def bounded(linear: nn.Linear) -> nn.Sequential:
+    return nn.Sequential(linear, nn.Hardtanh(-BOUND, BOUND))
+
+
+def joined(*parts: tuple[Tensor, Tensor]) -> nn.Linear:
     """One projection of the rows and biases of several."""
     weight, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     linear = nn.Linear(weight.shape[1], weight.shape[0])
