@@ -32,7 +32,7 @@ from twinline.machine import describe, free_memory, keep_memory
 BASE = "all-MiniLM-L6-v2"
 LENGTHS = (32, 128, 512, 2048, 8192, 32768, 131072, 1_000_000)
 TRAIN_LENGTHS = (128, 512, 2048, 8192)
-TURNS = 3
+TURNS = 4
 LONG = 20.0
 """Seconds above which one turn, without a warm-up, must do."""
 BATCH_TOKENS = 8192
@@ -252,6 +252,11 @@ class Side:
             return None
         return answer
 
+    def close(self) -> None:
+        """End the side's process."""
+        self.process.kill()
+        self.process.wait()
+
 
 def product_rate() -> float:
     """Operations a second of this shape's products in bfloat16: the limit."""
@@ -343,6 +348,9 @@ def main() -> None:
         for length in lengths:
             rate = max(rate, product_rate())
             made = found[mode][length] = measure(taking_part, mode, length)
+            for side in taking_part:
+                if side.stopped and side.name not in TRAINED:
+                    side.close()  # its memory is wanted by the others
             told = ", ".join(f"{name} {speed:,.0f}" for name, (speed, _) in made.items())
             print(f"{mode} {length:,} tokens: {told}", flush=True)
         for side in taking_part:

@@ -55,7 +55,7 @@ def variants() -> dict[str, Callable[[list[list[int]]], object]]:
     return {
         "int8": int8.encode_ids,
         "int8, maps not folded": unfolded.encode_ids,
-        "int8, pieces of 128": in_pieces(128, 1024),
+        "int8, pieces and batches of 512": in_pieces(512, 512),
         "int8, pieces and batches of 16,384": in_pieces(16384, 16384),
         "float32": plain.encode_ids,
         "float32, torch.compile": compiled.encode_ids,

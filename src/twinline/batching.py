@@ -20,7 +20,7 @@ GROUP = 16
 """Shuffled batches that are sorted by length among themselves: enough to nearly end padding, few
 enough that a batch is still a random draw of its lengths."""
 
-CACHED_TOKENS = 1024
+CACHED_TOKENS = 2048
 """Tokens of a batch on a processor: what a layer makes of them should stay in its cache. Larger
 batches are slower there, and pad more."""
 WINDOW_TEXTS, WINDOW_CHARACTERS = 4096, 4_000_000

@@ -26,10 +26,10 @@ from .options import AttentionOptions, ModelOptions, at_least, share
 from .pooling import POOLINGS
 
 POSITION_RULES = ("tiled", "interpolated")
-PIECE = 512
+PIECE = 2048
 """Tokens that a layer works on at a time where no gradient is asked for. What it makes of them on
-the way (the feed-forward, features, scores) then fits a processor's cache, and the memory of a long
-text grows by its states alone."""
+the way (the feed-forward, features, scores) then stays near the processor, and the memory of a long
+text grows by its states alone; fewer tokens would leave each product too little to do."""
 
 KEPT = 262_144
 """Tokens up to which a hybrid keeps q, k and v between collecting and reading; those of a longer
