@@ -7,6 +7,7 @@ layer's output matches the softmax layer's on unlabelled text. No label is seen 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -230,7 +231,7 @@ def check_finite(model: TwinlineModel, folder: Path) -> None:
 
 
 def load_state(model: TwinlineModel, state: dict[str, Tensor], folder: Path) -> None:
-    """Load ``state``; only what the new attention added may stay at its start."""
+    """Load ``state``; only what new attention or a learned pooling added may stay at its start."""
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # tells each tensor's shape on a line of its own
@@ -238,7 +239,8 @@ def load_state(model: TwinlineModel, state: dict[str, Tensor], folder: Path) -> 
         raise TwinlineError(
             f"The checkpoint {folder} does not fit its configuration: {reason}"
         ) from error
-    lacking = [name for name in missing if ".attention." not in name]
+    new = re.compile(r"layers\.\d+\.attention\.|pool\.")
+    lacking = [name for name in missing if not new.match(name)]
     if lacking or unexpected:
         raise TwinlineError(
             f"The checkpoint {folder} lacks {lacking[:3]} or has unknown {unexpected[:3]} tensors."

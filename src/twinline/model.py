@@ -318,7 +318,7 @@ class TwinlineModel(PreTrainedModel):
         self.embeddings = Embeddings(config)
         layers = [Layer(config, i) for i in range(config.num_hidden_layers)]
         self.layers = nn.ModuleList(layers)
-        self.pool = POOLINGS[config.pooling].pool
+        self.pool = POOLINGS[config.pooling].make(config.hidden_size, config.num_attention_heads)
         self.post_init()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()

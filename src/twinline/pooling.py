@@ -1,4 +1,4 @@
-"""From token states to one vector a text: mean, cls, and DSE's top-4 concatenation.
+"""From token states to one vector a text: mean, cls, DSE's top-4 concatenation, a learned query.
 
 A pooling is a function ``(hidden_states, mask) -> (batch, width)`` in fp32 or wider, where
 ``hidden_states`` is the tuple of every layer's output, the embeddings first, each (batch, length,
@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .stca import STCA
 
 PIECE = 4096
 """Tokens that are summed at a time."""
@@ -44,11 +46,34 @@ def pool_top4(hidden_states: Sequence[Tensor], mask: Tensor) -> Tensor:
     return torch.cat([mean(hidden, mask) for hidden in hidden_states[-4:]], dim=-1)
 
 
+class Latent(nn.Module):
+    """STCA whose target is learned, so that vectors can be stored; starts as the mean."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.target = nn.Parameter(torch.empty(width))
+        self.stca = STCA(width, heads)
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Put the target at its start."""
+        self.target.copy_(
+            torch.randn(self.target.shape, generator=torch.Generator().manual_seed(0))
+        )
+
+    def forward(self, hidden_states: Sequence[Tensor], mask: Tensor) -> Tensor:
+        states = hidden_states[-1]
+        vector: Tensor = self.stca(self.target.expand(len(states), -1), states, mask)
+        return vector
+
+
 @dataclass(frozen=True)
 class Pooling:
     """A pooling, what width it makes, and its name in sentence-transformers' Pooling module."""
 
-    pool: Callable[[Sequence[Tensor], Tensor], Tensor]
+    make: Callable[[int, int], Callable[[Sequence[Tensor], Tensor], Tensor]]
+    """From hidden size and heads; a module if it has something to learn."""
     layers: int = 1
     """How many hidden sizes wide the vector is."""
     stock: str | None = None
@@ -56,7 +81,8 @@ class Pooling:
 
 
 POOLINGS: dict[str, Pooling] = {
-    "mean": Pooling(pool_mean, stock="mean"),
-    "cls": Pooling(pool_cls, stock="cls"),
-    "top4": Pooling(pool_top4, layers=4),
+    "mean": Pooling(lambda width, heads: pool_mean, stock="mean"),
+    "cls": Pooling(lambda width, heads: pool_cls, stock="cls"),
+    "top4": Pooling(lambda width, heads: pool_top4, layers=4),
+    "latent": Pooling(Latent),
 }

@@ -1,0 +1,98 @@
+"""STCA against its formula with keys and values made, and the pooling that it is used in."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from twinline.model import TwinlineConfig, TwinlineModel
+from twinline.pooling import Latent, mean
+from twinline.stca import PIECE, STCA
+
+
+def random_stca(layers: int = 2) -> STCA:
+    """Every parameter away from its start."""
+    torch.manual_seed(0)
+    module = STCA(12, 3, layers).double()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return module
+
+
+def written_out(module: STCA, target: Tensor, history: Tensor) -> Tensor:
+    """The formula for one text without padding, (width,)."""
+    known = [target]
+    for layer in module.layers:
+        x = torch.cat(known)
+        fed = layer.down @ (torch.nn.functional.silu(layer.gate @ x) * (layer.up @ x))
+        q = layer.norm(fed).view(3, 4)
+        keys = torch.einsum("hdx,nx->hnd", layer.key, history)
+        values = torch.einsum("hdx,nx->hnd", layer.value, history)
+        logits = torch.einsum("hd,hnd->hn", q, keys) / math.sqrt(4)
+        weights = (layer.sharpness * math.log(len(history)) * logits).softmax(-1)
+        read = layer.out @ torch.einsum("hn,hnd->hd", weights, values).flatten()
+        known.insert(len(known) - 1, read)
+    return known[-2]
+
+
+@pytest.mark.parametrize("lengths", [(7, 3, 2), (PIECE + 5, 20, 2 * PIECE)])
+def test_it_is_the_formula_whatever_the_padding(lengths: tuple[int, ...]) -> None:
+    module = random_stca()
+    target = torch.randn(3, 12, dtype=torch.float64)
+    history = torch.randn(3, max(lengths) + 1, 12, dtype=torch.float64)
+    mask = torch.zeros(3, max(lengths) + 1, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        mask[row, row % 2 : row % 2 + length] = True  # padding on either side
+    made = module(target, history, mask)
+    for row in range(3):
+        want = written_out(module, target[row], history[row, mask[row]])
+        torch.testing.assert_close(made[row], want)
+
+
+def test_gradients_are_those_of_the_formula() -> None:
+    module = random_stca(3)
+    target = torch.randn(1, 12, dtype=torch.float64, requires_grad=True)
+    history = torch.randn(1, 9, 12, dtype=torch.float64, requires_grad=True)
+    mask = torch.ones(1, 9, dtype=torch.bool)
+    inputs = (target, history, *module.parameters())
+    made = torch.autograd.grad(module(target, history, mask).square().sum(), inputs)
+    want = torch.autograd.grad(written_out(module, target[0], history[0]).square().sum(), inputs)
+    torch.testing.assert_close(made, want)
+
+
+def test_an_empty_history_reads_nothing() -> None:
+    made = random_stca()(torch.randn(1, 12), torch.randn(1, 4, 12), torch.zeros(1, 4).bool())
+    assert made.abs().max() == 0
+
+
+def test_latent_pooling_starts_as_the_mean_and_learns_to_choose() -> None:
+    pool = Latent(12, 3)
+    states, mask = torch.randn(4, 50, 12), torch.ones(4, 50, dtype=torch.bool)
+    torch.testing.assert_close(pool([states], mask), mean(states, mask))
+    # One token in fifty is marked; only a choice can tell what else it says.
+    states[:, :, 0] = 0.0
+    states[:, 17, 0] = 4.0
+    optim = torch.optim.Adam(pool.parameters(), lr=0.02)
+    before = after = float("nan")
+    for step in range(150):
+        loss = (pool([states], mask)[:, 1:] - states[:, 17, 1:]).square().mean()
+        after = loss.item()
+        before = after if step == 0 else before
+        optim.zero_grad()
+        loss.backward()
+        optim.step()
+    assert after < 0.05 * before
+
+
+def test_a_model_with_latent_pooling_starts_as_one_with_mean() -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 50, "hidden_size": 12, "num_hidden_layers": 2,
+             "num_attention_heads": 3, "intermediate_size": 24}  # fmt: skip
+    one = TwinlineModel(TwinlineConfig(**shape, attention="linear", pooling="mean")).eval()
+    other = TwinlineModel(TwinlineConfig(**shape, attention="linear", pooling="latent")).eval()
+    missing, extra = other.load_state_dict(one.state_dict(), strict=False)
+    assert all(name.startswith("pool.") for name in missing)
+    assert not extra
+    ids = torch.randint(5, 50, (3, 30))
+    torch.testing.assert_close(other(ids).pooler_output, one(ids).pooler_output)
