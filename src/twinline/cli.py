@@ -247,6 +247,79 @@ def inspect(
     print(inspection(read_texts(source), load_tokenizer(find_model(model)), limits))
 
 
+@app.command(name="long-pairs")
+def long_pairs(
+    output: Path,
+    *,
+    data: str = "stsb",
+    split: str | None = None,
+    scale: tuple[float, float] | None = None,
+    columns: tuple[str, ...] | None = None,
+    construction: str = "context",
+    length: int = 2048,
+    carrier: str = "novels",
+    carrier_split: str = "test",
+    model: str = "all-MiniLM-L6-v2",
+    skip_longer: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Long pairs of exactly so many tokens, built from short ones and prose, as Parquet.
+
+    Parameters
+    ----------
+    output
+        The .parquet file: sentence1, sentence2, score, the short pair's row, and where in each
+        text the sentence stands that counts, as a share.
+    data
+        A task (stsb, mrpc, qqp, qnli), "builtin", or a CSV, TSV, JSONL or Parquet file.
+    split
+        The task's split; by default the one to validate on.
+    scale
+        Lowest and highest score of a file.
+    columns
+        Names of a file's columns: first text, second text, score.
+    construction
+        context, keyed, shared, repeat or composite (docs/long-pairs.md).
+    length
+        Tokens of every text, special ones counted.
+    carrier
+        Prose: novels, qmsum, squality or qnli below TWINLINE_DATA, or a file of documents.
+    carrier_split
+        train, validation or test: no book or author serves two of them.
+    model
+        The encoder whose tokenizer counts: a path, or a name.
+    skip_longer
+        Leave out pairs with a sentence that does not fit.
+    limit
+        The first so many pairs alone.
+    seed
+        Draws prose and places.
+    """
+    from .batching import load_tokenizer
+    from .data import load
+    from .data.carriers import load_carrier
+    from .data.long import long_pairs as build
+    from .data.long import write_parquet
+    from .files import writable_folder
+    from .sources import find_model
+
+    writable_folder(output.parent, "output")
+    if output.suffix != ".parquet":
+        raise TwinlineError(f"output must be a .parquet file, not {output}.")
+    pairs = load(data, split, scale=scale, columns=columns)
+    if limit is not None:
+        if limit < 1:
+            raise TwinlineError(f"limit must be at least 1, not {limit}.")
+        pairs = pairs.select(range(min(limit, len(pairs))))
+    tokenizer = load_tokenizer(find_model(model))
+    prose = None if construction == "repeat" else load_carrier(carrier, carrier_split, tokenizer)
+    made = build(pairs, construction, length, tokenizer, prose, seed=seed, skip_longer=skip_longer)
+    write_parquet(made, output)
+    left_out = f"; {made.too_long} pairs did not fit and were left out" if made.too_long else ""
+    print(f"wrote {output}: {len(made.pairs)} pairs of {length} tokens{left_out}")
+
+
 @app.command
 def demo(output: Path = Path("twinline-demo"), *, data: str | None = None) -> None:
     """Teacher, transfer and distillation on STS-B in ten minutes, and what came out of them.
