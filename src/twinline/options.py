@@ -79,7 +79,7 @@ class ModelOptions(AttentionOptions):
     position_period: int | None = None
     """Positions used of the table; None: all."""
     pooling: str | None = None
-    """mean, cls or top4; None: as the base model does, else mean."""
+    """mean, cls, top4 or latent; None: as the base model does, else mean."""
 
     def given(self) -> dict[str, Any]:
         """The options as keyword arguments of ``convert``."""
@@ -228,6 +228,55 @@ class DistillOptions(TrainOptions):
         super().__post_init__()
         share(self, "alpha")
         at_least(self, 0, "match")
+
+
+@dataclass(frozen=True)
+class LengthOptions:
+    """Which lengths long pairs have in training: short ones mostly, longer ones by stages.
+
+    A step of a stage draws ``L = least + s (greatest - least)`` with ``s`` from a U-shaped Beta
+    (arXiv 2511.06077, sec. 3.4): mostly one of the two ends.
+    """
+
+    least: int = 64
+    """Shortest text, in tokens."""
+    greatest: tuple[int, ...] = (128, 512, 2048)
+    """Longest text of each stage; every stage starts from the weights of the one before."""
+    shares: tuple[float, ...] = ()
+    """Share of the steps that each stage takes; none given: equal ones."""
+    mean: float = 0.3
+    """Mean length of a stage's texts, between least (0) and greatest (1)."""
+    edge: float = 0.2
+    """Alpha of the Beta; the smaller, the fewer lengths in between."""
+    equal: Literal["pairs", "tokens"] = "pairs"
+    """What steps have in common: their pairs, or their tokens (the longer, the fewer pairs)."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 16, "least")
+        rising = [self.least, *self.greatest]
+        if not self.greatest or rising != sorted(rising):
+            raise TwinlineError(
+                f"greatest must rise from least ({self.least}) stage by stage, not {self.greatest}."
+            )
+        if self.shares and (
+            len(self.shares) != len(self.greatest)
+            or min(self.shares) <= 0
+            or abs(sum(self.shares) - 1) > 1e-6
+        ):
+            raise TwinlineError(
+                f"shares must be one positive share for each of {len(self.greatest)} stages, 1 in "
+                f"all, not {self.shares}."
+            )
+        if not 0 < self.mean < 1:
+            raise TwinlineError(f"mean must lie between 0 and 1, not {self.mean}.")
+        other = self.edge * (1 - self.mean) / self.mean
+        if not 0 < self.edge < 1 or other >= 1:
+            raise TwinlineError(
+                f"edge={self.edge} with mean={self.mean} makes no U-shaped Beta (alpha "
+                f"{self.edge:g}, beta {other:g}, both must lie between 0 and 1): lower edge."
+            )
+        if self.equal not in ("pairs", "tokens"):
+            raise TwinlineError(f"equal must be pairs or tokens, not {self.equal!r}.")
 
 
 @dataclass(frozen=True)

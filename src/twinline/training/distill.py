@@ -23,6 +23,7 @@ from ..files import fingerprint
 from ..loop import Batch, Run, train
 from ..options import DistillOptions
 from ..statistics import pearson
+from .lengths import LongSteps
 
 Scores = NDArray[np.float64]
 
@@ -52,6 +53,7 @@ def distill(
     twin: Encoder | None = None,
     validation: Pairs | None = None,
     options: DistillOptions | None = None,
+    longer: LongSteps | None = None,
     folder: Path | None = None,
     show_progress: bool | None = None,
 ) -> Run:
@@ -66,6 +68,7 @@ def distill(
         extra: pairs whose ``score`` is the teacher's, not a label: only α's part counts for them.
         twin: a softmax twin whose vectors ``match`` draws the student's to.
         validation: Pearson on it is logged and, evaluated by step, chooses the best weights.
+        longer: reads each step's pairs as long ones (made from ``pairs`` and then ``extra``).
         folder: checkpoints and ``metrics.jsonl``; a run found there goes on.
     Raises: TwinlineError if options and data contradict each other.
     """
@@ -89,7 +92,11 @@ def distill(
 
     def batch_at(number: int) -> Batch:
         rows = batches[number]
-        both = [ids1[i] for i in rows] + [ids2[i] for i in rows]
+        if longer is None:
+            both = [ids1[i] for i in rows] + [ids2[i] for i in rows]
+        else:
+            rows, longer1, longer2 = longer(number, rows)
+            both = student.tokenize(longer1 + longer2)[0]
         where, which = distinct([tuple(row) for row in both])
         ids = [both[place] for place in where]
         inputs: dict[str, Any] = {
@@ -133,6 +140,7 @@ def distill(
             folder=folder,
             identity={
                 "distill": asdict(options),
+                "longer": longer and longer.identity,
                 "goals": None if goals is None else fingerprint([goals.numpy().tobytes()]),
                 "validation": None if validation is None else fingerprint(
                     [*validation.sentence1, *validation.sentence2, gold.tobytes()]

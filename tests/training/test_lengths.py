@@ -1,0 +1,110 @@
+"""Lengths of training steps: U-shaped, by stages, and a function of the step alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from twinline.conversion import convert
+from twinline.data import Pairs, load
+from twinline.data.carriers import Carrier
+from twinline.data.long import Builder
+from twinline.encoder import Encoder
+from twinline.errors import TwinlineError
+from twinline.options import DistillOptions, LengthOptions
+from twinline.training import distill
+from twinline.training.lengths import Lengths, LongSteps
+
+
+def test_lengths_are_u_shaped_around_the_mean_asked_for() -> None:
+    lengths = Lengths(LengthOptions(greatest=(2048,), mean=0.2, edge=0.1), steps=4000)
+    drawn = np.array([lengths[step] for step in range(4000)])
+    assert ((drawn >= 64) & (drawn <= 2048) & (drawn % 8 == 0)).all()
+    assert drawn.mean() == pytest.approx(64 + 0.2 * (2048 - 64), rel=0.1)
+    ends = (drawn < 300) | (drawn > 1800)
+    assert ends.mean() > 0.7  # a quarter, were they even
+    assert (drawn > 1800).mean() > 0.1
+    assert lengths[7] == Lengths(lengths.options, 4000)[7]
+    assert drawn.tolist() != [Lengths(lengths.options, 4000, seed=1)[s] for s in range(4000)]
+
+
+def test_stages_grow_and_report_what_they_cost() -> None:
+    options = LengthOptions(greatest=(128, 512), shares=(0.75, 0.25))
+    lengths = Lengths(options, steps=400)
+    assert [lengths.stage(step) for step in (0, 299, 300, 399)] == [0, 0, 1, 1]
+    drawn = [lengths[step] for step in range(400)]
+    assert max(drawn[:300]) <= 128 < max(drawn[300:]) <= 512
+    assert "| 2 | 100 |" in lengths.report()
+
+
+def test_equal_tokens_means_fewer_pairs_where_texts_are_long() -> None:
+    lengths = Lengths(LengthOptions(greatest=(512,), equal="tokens"), steps=300)
+    tokens = [lengths.pairs(step, 32) * lengths[step] for step in range(300)]
+    assert np.mean(tokens) == pytest.approx(32 * lengths.mean, rel=0.05)
+    assert np.std(tokens) < 0.1 * np.mean(tokens)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"least": 8}, "least must be at least 16"),
+        ({"greatest": (512, 128)}, "greatest must rise"),
+        ({"greatest": ()}, "greatest must rise"),
+        ({"shares": (0.5, 0.5)}, "for each of 3 stages"),
+        ({"shares": (0.5, 0.5, 0.5)}, "1 in all"),
+        ({"mean": 1.0}, "mean must lie between"),
+        ({"edge": 0.5, "mean": 0.2}, "no U-shaped Beta"),
+        ({"equal": "seconds"}, "pairs or tokens"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(options: dict[str, object], told: str) -> None:
+    with pytest.raises(TwinlineError, match=told):
+        LengthOptions(**options)  # type: ignore[arg-type]
+
+
+def long_steps(
+    pairs: Pairs, tokenizer: Any, steps: int, construction: str = "context"
+) -> LongSteps:
+    prose = {str(i): "The sun and rain. Dogs run fast. A green grass." * 60 for i in range(3)}
+    builder = Builder(pairs, construction, tokenizer, Carrier(prose, tokenizer, "test"))
+    return LongSteps(builder, Lengths(LengthOptions(least=16, greatest=(24, 64)), steps))
+
+
+def test_a_student_reads_its_pairs_as_long_ones(
+    tiny_bert: Path, tiny_pairs: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = load(str(tiny_pairs), scale=(0, 1))
+    torch.manual_seed(0)
+    student = Encoder(convert(tiny_bert, attention="linear", pooling="latent"))
+    options = DistillOptions(alpha=0, epochs=2, pairs=8, learning_rate=1e-3)
+    steps = 2 * -(-len(pairs) // 8)
+    read: list[set[int]] = []
+    embed = student.embed
+    monkeypatch.setattr(
+        student, "embed", lambda ids: (read.append({len(row) for row in ids}), embed(ids))[1]
+    )
+    longer = long_steps(pairs, tiny_tokenizer, steps)
+    run = distill(student, pairs, options=options, longer=longer)
+    assert run.step == steps
+    assert read == [{longer.lengths[step]} for step in range(steps)]
+    assert run.tokens > 16 * 2 * len(pairs)
+
+
+def test_a_pair_that_does_not_fit_is_left_out_of_its_step(
+    tiny_pairs: Path, tiny_tokenizer: Any
+) -> None:
+    short = load(str(tiny_pairs), scale=(0, 1)).select(range(3))
+    pairs = Pairs(
+        [*short.sentence1[:2], "rain " * 30], short.sentence2, short.score, (0, 1), "x", "y"
+    )
+    longer = long_steps(pairs, tiny_tokenizer, 10)
+    rows, first, second = longer(0, [0, 2, 1])
+    assert rows == [0, 1]
+    assert len(first) == len(second) == 2
+    rows, first, _ = longer(0, [2])  # all are left out: the step's texts become longer
+    assert rows == [2]
+    assert len(tiny_tokenizer(first)["input_ids"][0]) in (32, 48)
+    with pytest.raises(TwinlineError, match="evaluate on composites"):
+        long_steps(short, tiny_tokenizer, 10, "composite")
