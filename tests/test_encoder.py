@@ -25,7 +25,7 @@ from twinline.pooling import POOLINGS
 from twinline.similarity import SIMILARITIES, DSEHead
 
 WIDTH = 16
-ATTENTION = {"mean": "linear", "cls": "hybrid", "top4": "lightning"}
+ATTENTION = {"mean": "linear", "cls": "hybrid", "top4": "lightning", "latent": "linear"}
 
 
 def words(count: int, seed: int = 0) -> str:
@@ -43,7 +43,11 @@ def build(tokenizer: Any, pooling: str = "mean", **options: Any) -> Encoder:
         intermediate_size=24, position_table=20, initializer_range=0.3, block_size=16,
         attention=ATTENTION[pooling], pooling=pooling, **options,
     )  # fmt: skip
-    return Encoder(TwinlineModel(config), tokenizer)
+    model = TwinlineModel(config)
+    if isinstance(model.pool, torch.nn.Module):  # away from its start, where it is the mean
+        for parameter in model.pool.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return Encoder(model, tokenizer)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import TwinlineError
@@ -141,25 +142,43 @@ class ShuffledBatches:
 
     ``batches[number]`` is a function of the seed and the number alone. Every epoch reads each item
     once; a last batch may be smaller.
+
+    Args:
+        keys: items of one key stay together, so that what they share is encoded once (request-level
+            batching, arXiv 2511.06077, sec. 3.3); a batch's end may cut through them.
     """
 
-    def __init__(self, counts: Sequence[int], size: int, seed: int) -> None:
+    def __init__(
+        self, counts: Sequence[int], size: int, seed: int, keys: Sequence[Hashable] | None = None
+    ) -> None:
         if not len(counts):
             raise TwinlineError("There is nothing to train on: the data has no rows.")
         self.counts, self.size, self.seed = np.asarray(counts), size, seed
         self.per_epoch = -(-len(counts) // size)
         self.epoch = lru_cache(maxsize=2)(self._epoch)
+        self.group: NDArray[np.int64] | None = None
+        if keys is not None:
+            self.group = np.array(distinct(keys)[1], dtype=np.int64)  # (items,)
 
     def __getitem__(self, number: int) -> list[int]:
         return self.epoch(number // self.per_epoch)[number % self.per_epoch]
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         random = np.random.default_rng((self.seed, epoch))
-        order = random.permutation(len(self.counts))
+        length = self.counts
+        if self.group is None:
+            order = random.permutation(len(self.counts))
+        else:
+            groups = int(self.group.max()) + 1
+            order = np.argsort(random.permutation(groups)[self.group], kind="stable")
+            longest = np.zeros(groups, dtype=self.counts.dtype)
+            np.maximum.at(longest, self.group, self.counts)
+            # Groups of one length stay apart: the group's number breaks the tie.
+            length = longest[self.group] + self.group / groups
         batches: list[list[int]] = []
         for start in range(0, len(order), self.size * GROUP):
             group = order[start : start + self.size * GROUP]
-            group = group[np.argsort(self.counts[group], kind="stable")]
+            group = group[np.argsort(length[group], kind="stable")]
             cut = [group[i : i + self.size].tolist() for i in range(0, len(group), self.size)]
             # Only the very last batch may be short, so that equal steps mean equal pairs.
             short = cut.pop() if len(cut[-1]) < self.size else None

@@ -343,10 +343,14 @@ def keep_log(work: Path, folder: Path) -> None:
 
 
 def best(run: Any) -> str:
-    """The best evaluation of a run, in words."""
-    if run.best is None:
-        return ""
-    return f": validation Pearson {run.best:.4f} at step {run.best_step}"
+    """The best evaluation of a run, and what shared texts spared it, in words."""
+    told = ""
+    if run.best is not None:
+        told = f": validation Pearson {run.best:.4f} at step {run.best_step}"
+    if run.spared:
+        times = 1 + run.spared / run.tokens
+        told += f"; shared texts were read once, {times:.2f} times fewer tokens"
+    return told
 
 
 def with_recipe(tokens: Sequence[str]) -> list[str]:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from .attention import HybridAttention
 from .data import Pairs
+from .data.retrieval import Retrieval
 from .encoder import Encoder
 from .errors import TwinlineError
 from .model import TwinlineModel
-from .statistics import Correlation, correlation
+from .statistics import Correlation, clustered_mean, correlation
 from .teacher import Teacher
 
 Scores = NDArray[np.float64]
@@ -108,3 +109,46 @@ def far_share(encoder: Encoder, texts: Sequence[str]) -> list[float]:
         for attention in attentions:
             attention.report = None
     return [float(s) for s in sums[:, 0] / np.maximum(sums[:, 1], 1)]
+
+
+@dataclass(frozen=True)
+class RetrievalEvaluation:
+    """How high each query's document stands among all, and the usual means of it.
+
+    With one relevant document a query, nDCG@10 is ``1 / log2(1 + rank)`` up to rank 10, MRR the
+    mean of ``1 / rank``. Intervals are bootstrapped over documents.
+    """
+
+    ndcg10: Correlation
+    recall1: Correlation
+    mrr: Correlation
+    ranks: NDArray[np.int64]
+    """From 1, ``(queries,)``; a document of equal score counts as standing higher."""
+
+
+def evaluate_retrieval(encoder: Encoder, task: Retrieval, **options: Any) -> RetrievalEvaluation:
+    """Ranks of the relevant documents under ``encoder``, every text read whole.
+
+    Args:
+        options: ``encode``'s, for queries and documents.
+    """
+    documents = encoder.encode_document(task.documents, convert_to_tensor=True, **options)
+    queries = encoder.encode_query(task.queries, convert_to_tensor=True, **options)
+    return from_scores(encoder.similarity(queries, documents).cpu().numpy(), task)
+
+
+def from_scores(scores: NDArray[Any], task: Retrieval) -> RetrievalEvaluation:
+    """``evaluate_retrieval`` of scores (queries, documents) already made."""
+    own = scores[np.arange(len(task)), task.relevant][:, None]
+    ranks = (scores >= own).sum(axis=1)
+    return RetrievalEvaluation(
+        clustered_mean(ndcg10(ranks), task.relevant),
+        clustered_mean(ranks == 1, task.relevant),
+        clustered_mean(1 / ranks, task.relevant),
+        ranks,
+    )
+
+
+def ndcg10(ranks: NDArray[np.int64]) -> NDArray[np.float64]:
+    """nDCG@10 of each query with one relevant document at ``ranks``."""
+    return np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0.0)

@@ -38,6 +38,8 @@ class Batch:
     """Pairs (or texts, where no pairs are read) in it."""
     tokens: int
     """Real tokens in it."""
+    spared: int = 0
+    """Tokens of texts that it names more than once and reads once."""
 
 
 @dataclass
@@ -62,6 +64,7 @@ class Run:
     step: int = 0
     pairs: int = 0
     tokens: int = 0
+    spared: int = 0
     seconds: float = 0.0
     best: float | None = None
     best_step: int = 0
@@ -149,6 +152,7 @@ def train(
                 total += float(value.detach())
                 run.pairs += batch.pairs * accelerator.num_processes
                 run.tokens += batch.tokens * accelerator.num_processes
+                run.spared += batch.spared * accelerator.num_processes
             if total != total or total in (float("inf"), float("-inf")):
                 raise TwinlineError(
                     f"The loss became {total} at step {run.step + 1} of {title}: lower "

@@ -223,6 +223,9 @@ class DistillOptions(TrainOptions):
     """Weight of the teacher's scores against the labels: 0 is no teacher, 1 no labels."""
     match: float = 0.0
     """Weight of the squared distance between the student's unit vectors and a twin's."""
+    group: bool | None = None
+    """Put pairs with the same first text into one batch, where it is read once; None: if they have
+    two pairs or more on average, as a query with its candidates."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

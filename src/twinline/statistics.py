@@ -27,13 +27,13 @@ _CELLS_PER_CHUNK = 2**18
 
 @dataclass(frozen=True)
 class Correlation:
-    """A correlation, or a difference of two, with its 95 % interval."""
+    """A correlation, a mean, or a difference of two, with its 95 % interval."""
 
     value: float
     low: float
     high: float
     count: int
-    """Number of pairs it was measured on."""
+    """Number of pairs or queries it was measured on."""
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -116,6 +116,26 @@ def paired_difference(
         ]
     )
     return _with_interval(value, drawn, len(truth))
+
+
+def clustered_mean(
+    values: ArrayLike, clusters: ArrayLike, resamples: int = 2000, seed: int = 0
+) -> Correlation:
+    """The mean of ``values``, with the interval of a bootstrap over whole clusters.
+
+    Queries about one document stand or fall together, so documents are drawn, not queries. Given
+    the differences of two systems on the same queries, this is their paired difference.
+
+    Raises:
+        TwinlineError: nothing is given, or the two differ in length.
+    """
+    import numpy as np
+
+    found, which = _same_length(np.asarray(values, np.float64), np.asarray(clusters))
+    _, which = np.unique(which, return_inverse=True)
+    sums, sizes = np.bincount(which, weights=found), np.bincount(which)
+    drawn = np.concatenate([(c @ sums) / (c @ sizes) for c in _counts(len(sums), resamples, seed)])
+    return _with_interval(float(found.mean()), drawn, len(found))
 
 
 def accuracy(prediction: ArrayLike, gold: ArrayLike) -> float:

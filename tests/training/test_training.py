@@ -109,6 +109,27 @@ def test_shared_texts_are_encoded_once_with_the_same_gradient(tiny_bert: Path) -
     assert torch.allclose(plain, shared, atol=1e-6)
 
 
+def test_a_query_and_its_candidates_share_a_batch(tiny_bert: Path) -> None:
+    """Eight candidates a query: at least half of the tokens are spared, and no pair is lost."""
+    words = ["dogs", "sun", "rain", "grass", "man", "woman", "piano", "guitar"]
+    queries = [f"{one} plays the {other} on green grass in {one} rain"
+               for one in words[:4] for other in words[4:]]  # fmt: skip
+    shuffled = np.random.default_rng(0).permutation(len(queries) * 8)
+    first = [queries[i // 8] for i in shuffled]
+    second = [f"{words[i % 8]} run {words[i // 8 % 8]}" for i in shuffled]
+    ranking = Pairs(first, second, np.linspace(0, 1, len(first)), (0, 1), "ranking", "train")
+    runs = {}
+    for group in (None, False):
+        encoder = fresh(tiny_bert)
+        options = DistillOptions(alpha=0, epochs=1, pairs=16, group=group)
+        runs[group] = distill(encoder, ranking, options=options)
+    grouped, alone = runs[None], runs[False]
+    assert grouped.pairs == alone.pairs == len(ranking)
+    assert grouped.spared >= grouped.tokens  # twice fewer
+    assert grouped.tokens + grouped.spared == alone.tokens + alone.spared
+    assert grouped.tokens < 0.7 * alone.tokens
+
+
 @pytest.mark.parametrize(
     ("options", "data", "message"),
     [

@@ -112,8 +112,8 @@ class Builder:
         score = float("nan") if pair.score is None else float(pair.score[row])
         sides = [pair.sentence1[row], pair.sentence2[row]]
         if self.construction == "repeat":
-            texts = [self.fill(sentence, row, room) for sentence in sides]
-            return LongPair(*texts, score, 0.0, 0.0)
+            first, second = (self.fill(sentence, row, room) for sentence in sides)
+            return LongPair(first, second, score, 0.0, 0.0)
         assert self.carrier is not None
         # Drawn by the pair, so that both sides share it where the construction says so.
         documents = self.carrier.sides(draw, room + SPARE)
@@ -132,16 +132,16 @@ class Builder:
             score = float(np.mean(pair.score[rows]))
             shares = [sorted(draw.random() for _ in rows) for _ in blocks]
             counting = [list(range(len(rows)))] * 2
-        made_texts, places = [], []
+        texts, places = [], []
         for side in (0, 1):
             # A stretch's own generator: ``shared`` draws the same one for both sides.
             stretch = random.Random(f"{key} {0 if self.construction == 'shared' else side}")
             text, starts = self.assemble(
                 blocks[side], shares[side], documents[side], room, row, stretch
             )
-            made_texts.append(text)
+            texts.append(text)
             places.append(float(np.mean([starts[i] for i in counting[side]])) / length)
-        return LongPair(*made_texts, score, *places)
+        return LongPair(texts[0], texts[1], score, places[0], places[1])
 
     def keyed(
         self, sentence: str, row: int, room: int, draw: random.Random

@@ -59,8 +59,8 @@ def distill(
 ) -> Run:
     """Train ``student`` in place.
 
-    The task loss is the squared error to the label on the unit scale. Each text that several pairs
-    of a batch share is encoded once.
+    The task loss is the squared error to the label on the unit scale. A text that several pairs of
+    a batch share is encoded once (the run's ``spared`` tokens): same loss, same gradients.
 
     Args:
         pairs: labelled; may be without scores if ``alpha`` is 1.
@@ -87,7 +87,11 @@ def distill(
     ids1, ids2 = student.tokenize(texts1)[0], student.tokenize(texts2)[0]
     goals = twin_vectors(twin, texts1 + texts2) if twin is not None and options.match else None
     counts = [max(len(a), len(b)) for a, b in zip(ids1, ids2, strict=True)]
-    batches = ShuffledBatches(counts, options.pairs, options.seed)
+    group = options.group
+    if group is None:
+        group = len(texts1) >= 2 * len(set(texts1))
+    keys = texts1 if group else None
+    batches = ShuffledBatches(counts, options.pairs, options.seed, keys)
     steps = max(1, round(options.epochs * batches.per_epoch / options.accumulate))
 
     def batch_at(number: int) -> Batch:
@@ -110,7 +114,8 @@ def distill(
         if goals is not None:
             place = [*rows, *(i + len(texts1) for i in rows)]
             inputs["goal"] = goals[[place[i] for i in where]]
-        return Batch(inputs, pairs=len(rows), tokens=sum(map(len, ids)))
+        tokens = sum(map(len, ids))
+        return Batch(inputs, len(rows), tokens, spared=sum(map(len, both)) - tokens)
 
     def loss(module: nn.Module, inputs: dict[str, Any]) -> Tensor:
         device = student.device

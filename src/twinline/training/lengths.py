@@ -33,7 +33,8 @@ class Lengths:
         """Which stage a step belongs to, from 0."""
         shares = self.options.shares or (1.0,) * len(self.options.greatest)
         ends = np.cumsum(shares) / sum(shares) * self.steps
-        return int(min(np.searchsorted(ends, step, side="right"), len(shares) - 1))
+        passed = int(np.searchsorted(ends, step, side="right"))
+        return min(passed, len(shares) - 1)
 
     def __getitem__(self, step: int) -> int:
         """Tokens of each text of a step."""

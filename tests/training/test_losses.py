@@ -1,0 +1,53 @@
+"""Losses over candidates, against their formulas."""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from twinline.training.losses import in_batch_negatives, listwise
+
+
+def test_in_batch_negatives_are_a_cross_entropy_in_both_directions() -> None:
+    torch.manual_seed(0)
+    u, v = (F.normalize(torch.randn(3, 5), dim=-1) for _ in range(2))
+    scores = (u @ v.T / 0.1).tolist()
+    want = 0.0
+    for i in range(3):
+        row = sum(math.exp(scores[i][j]) for j in range(3))
+        column = sum(math.exp(scores[j][i]) for j in range(3))
+        want -= (2 * scores[i][i] - math.log(row) - math.log(column)) / 6
+    assert abs(in_batch_negatives(u, v, 0.1).item() - want) < 1e-5
+
+
+def test_a_document_that_is_right_too_is_not_pushed_away() -> None:
+    u = F.normalize(torch.randn(3, 5), dim=-1).requires_grad_()
+    v = F.normalize(torch.randn(3, 5), dim=-1)
+    known = torch.zeros(3, 3, dtype=torch.bool)
+    known[0, 1] = known[0, 0] = True  # its own stays
+    loss = in_batch_negatives(u, v, 0.1, known)
+    changed = v.clone()
+    changed[1] = -changed[1]
+    only = in_batch_negatives(u[:1], v[:1], 0.1)
+    assert torch.isfinite(loss)
+    assert only.item() == 0
+    pair = torch.stack([u[0] @ v[0], u[0] @ v[2]]) / 0.1
+    row = F.cross_entropy(pair[None], torch.tensor([0]))
+    logits = u @ v.T / 0.1
+    rest = F.cross_entropy(logits[1:], torch.tensor([1, 2]), reduction="sum")
+    back = logits.T.masked_fill(known.T & ~torch.eye(3, dtype=torch.bool), float("-inf"))
+    want = ((row + rest) / 3 + F.cross_entropy(back, torch.arange(3))) / 2
+    torch.testing.assert_close(loss, want)
+
+
+def test_listwise_is_zero_only_for_the_teachers_ranking() -> None:
+    teacher = torch.tensor([[0.1, 0.7, 0.4], [0.9, float("-inf"), 0.2]])
+    scores = torch.tensor([[0.3, 0.9, 0.6], [0.9, 5.0, 0.2]], requires_grad=True)
+    assert abs(listwise(scores, teacher).item()) < 1e-6  # a shift changes nothing
+    other = torch.tensor([[0.3, 0.2, 0.6], [0.9, 5.0, 0.2]], requires_grad=True)
+    loss = listwise(other, teacher)
+    loss.backward()
+    assert loss.item() > 0.1
+    assert other.grad is not None
+    assert other.grad[0, 1] < 0 < other.grad[0, 2]
+    assert other.grad[1].abs().max() < 1e-6
