@@ -112,6 +112,10 @@ def test_keyed_names_the_sentence_that_counts_from_far_away(
             name = next(n for n in NOTES if f"Only note {n} counts." in text)
             assert f"Note {name}: {sentence}" in text
             assert sum(f"Note {n}: " in text for n in NOTES) == len(NOTES)
+            # Blocks stand between whole sentences: only the text's own last may be cut.
+            for block in ("Only note ", *(f"Note {n}: " for n in NOTES)):
+                before = text.partition(block)[0]
+                assert not before or before[:-1].endswith((".", "!", "?"))
             starts = text.startswith("Only note")
             ends.add(starts)
             assert (place > 0.4) if starts else (place < 0.6)
@@ -153,7 +157,7 @@ def test_carriers_are_split_by_author(tmp_path: Path, tokenizer: Any) -> None:
         (lambda t, c: Builder(PAIRS, "contxt", t, c), "construction must be one of context"),
         (lambda t, c: Builder(PAIRS, "context", t, None), "needs a carrier"),
         (lambda t, c: Builder(PAIRS, "context", t, c).pair(0, 8), "length must lie between"),
-        (lambda t, c: Builder(PAIRS, "context", t, c).pair(0, 9_000), "too short for texts of"),
+        (lambda t, c: Builder(PAIRS, "context", t, c).pair(0, 9_000), "its own with 9,0"),
         (lambda t, c: long_pairs(
             replace(PAIRS, sentence1=["word " * 99] * 40), "shared", 64, t, c), "raise length"),
         (lambda t, c: Carrier({"a": " "}, t, "empty.txt"), "empty.txt holds no sentence"),

@@ -63,8 +63,8 @@ class Carrier:
         if len(fit) < 2:
             longest = sorted((ends[-1] for ends in self.ends), reverse=True)
             raise TwinlineError(
-                f"The carrier {self.name} is too short for texts of {tokens:,} tokens: each side "
-                f"of a pair needs a document of its own that long, and its longest have "
+                f"The carrier {self.name} is too short: each side of a pair needs a document of "
+                f"its own with {tokens:,} tokens, and its longest have "
                 f"{' and '.join(f'{count:,}' for count in longest[:2])}. Give more text, or a "
                 "smaller length."
             )

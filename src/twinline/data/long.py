@@ -213,10 +213,12 @@ class Builder:
         for _ in range(TRIES):
             pieces, filled = self.exactly(whole, counts, prose + adjust)
             ends = np.cumsum([0, *filled])
+            # Nothing stands behind a sentence that is cut.
+            gaps = ends if filled == counts[: len(filled)] else ends[:-1]
             text: list[str] = []
             starts, done, before = [], 0, self.special // 2
             for block, share, size in zip(blocks, shares, sizes, strict=True):
-                stop = max(done, int(np.abs(ends - share * prose).argmin()))
+                stop = max(done, int(np.abs(gaps - share * prose).argmin()))
                 text += pieces[done:stop]
                 before += int(ends[stop] - ends[done])
                 starts.append(before)
