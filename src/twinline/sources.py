@@ -104,7 +104,8 @@ def find_model(name: str | Path) -> Path:
             except (HfHubHTTPError, HFValidationError, OSError):
                 continue
         tried.append("the hub (no answer, or no such model)")
-    raise TwinlineError(f"No model {str(name)!r} was found; tried {'; '.join(tried)}. Please {remedy}.")
+    told = "; ".join(tried)
+    raise TwinlineError(f"No model {str(name)!r} was found; tried {told}. Please {remedy}.")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
