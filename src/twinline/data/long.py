@@ -160,7 +160,7 @@ class Builder:
             if sum(token_counts(self.tokenizer, [pointer, *trial])) <= room:
                 notes.append((name, other))
         if len(notes) < 2:
-            raise TwinlineError(
+            raise TooLongError(
                 f"Pair {row + 1}: two named sentences do not fit into {room + self.special} "
                 "tokens; give a larger length."
             )
