@@ -44,7 +44,7 @@ def test_it_is_the_formula_whatever_the_padding(lengths: tuple[int, ...]) -> Non
     mask = torch.zeros(3, max(lengths) + 1, dtype=torch.bool)
     for row, length in enumerate(lengths):
         mask[row, row % 2 : row % 2 + length] = True  # padding on either side
-    made = module(target, history, mask)
+    made, _ = module(target, history, mask)
     for row in range(3):
         want = written_out(module, target[row], history[row, mask[row]])
         torch.testing.assert_close(made[row], want)
@@ -56,27 +56,27 @@ def test_gradients_are_those_of_the_formula() -> None:
     history = torch.randn(1, 9, 12, dtype=torch.float64, requires_grad=True)
     mask = torch.ones(1, 9, dtype=torch.bool)
     inputs = (target, history, *module.parameters())
-    made = torch.autograd.grad(module(target, history, mask).square().sum(), inputs)
+    made = torch.autograd.grad(module(target, history, mask)[0].square().sum(), inputs)
     want = torch.autograd.grad(written_out(module, target[0], history[0]).square().sum(), inputs)
     torch.testing.assert_close(made, want)
 
 
 def test_an_empty_history_reads_nothing() -> None:
-    made = random_stca()(torch.randn(1, 12), torch.randn(1, 4, 12), torch.zeros(1, 4).bool())
+    made, _ = random_stca()(torch.randn(1, 12), torch.randn(1, 4, 12), torch.zeros(1, 4).bool())
     assert made.abs().max() == 0
 
 
 def test_latent_pooling_starts_as_the_mean_and_learns_to_choose() -> None:
     pool = Latent(12, 3)
     states, mask = torch.randn(4, 50, 12), torch.ones(4, 50, dtype=torch.bool)
-    torch.testing.assert_close(pool([states], mask), mean(states, mask))
+    torch.testing.assert_close(pool([states], mask)[0], mean(states, mask))
     # One token in fifty is marked; only a choice can tell what else it says.
     states[:, :, 0] = 0.0
     states[:, 17, 0] = 4.0
     optim = torch.optim.Adam(pool.parameters(), lr=0.02)
     before = after = float("nan")
     for step in range(150):
-        loss = (pool([states], mask)[:, 1:] - states[:, 17, 1:]).square().mean()
+        loss = (pool([states], mask)[0][:, 1:] - states[:, 17, 1:]).square().mean()
         after = loss.item()
         before = after if step == 0 else before
         optim.zero_grad()

@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .attention import ATTENTION, FEATURE_MAPS, AttentionSpec
+from .attention import ATTENTION, FEATURE_MAPS, AttentionSpec, Lent
 from .attention.folded import FoldedAttention
 from .attention.spec import real_first
 from .errors import TwinlineError
@@ -245,16 +245,19 @@ class Layer(nn.Module):
         out: Tensor = self.norm(x + self.dropout(fed))
         return out
 
-    def whole(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def whole(self, x: Tensor, mask: Tensor | None, lent: Lent | None = None) -> Tensor:
         """The layer at once: (b, n, hidden) to (b, n, hidden)."""
-        mixed = self.attention(*self.split(x), mask)  # (b, h, n, d)
+        borrows = lent is not None and getattr(self.attention, "reads_lent", False)
+        mixed = self.attention(*self.split(x), mask, *([lent] if borrows else []))  # (b, h, n, d)
         return self.after_attention(x, self.project(mixed))
 
-    def forward(self, x: Tensor, mask: Tensor | None, overwrite: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None, overwrite: bool = False, lent: Lent | None = None
+    ) -> Tensor:
         """``overwrite`` lets the result take x's memory, where no gradient is asked for."""
         b, n, _ = x.shape
-        if torch.is_grad_enabled() or b * n <= PIECE:
-            return self.whole(x, mask)
+        if torch.is_grad_enabled() or b * n <= PIECE or lent is not None:
+            return self.whole(x, mask, lent)
         out = x if overwrite else torch.empty_like(x)
         rows = max(1, PIECE // n)
         for start in range(0, b, rows):
@@ -382,8 +385,15 @@ class TwinlineModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        lent: Lent | None = None,
     ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
+        """Token states, and one vector a text.
+
+        With ``output_attentions`` the result's are the weights of a learned pooling, layer by
+        layer. With ``lent`` the texts of the batch read one another's prose: see ``attention.Lent``.
+        """
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         real = real.bool()  # (b, n)
         mask = None if bool(real.all()) else real
@@ -391,11 +401,15 @@ class TwinlineModel(PreTrainedModel):
         states = [x]
         keep = output_hidden_states or POOLINGS[self.config.pooling].layers > 1
         for layer in self.each_layer():
-            x = layer(x, mask, overwrite=not keep)
+            x = layer(x, mask, overwrite=not keep, lent=lent)
             states = [*states, x] if keep else [x]
-        vector = self.pool(states, real)  # (b, projection_dim)
+        pooled = states if lent is None else [state.flatten(0, 1) for state in states]
+        vector, weights = self.pool(pooled, real if lent is None else lent.mask(real))
         hidden_states = tuple(states) if output_hidden_states else None
         output = BaseModelOutputWithPooling(
-            last_hidden_state=x, pooler_output=vector, hidden_states=hidden_states
+            last_hidden_state=x,
+            pooler_output=vector,  # (b, projection_dim)
+            hidden_states=hidden_states,
+            attentions=weights if output_attentions else None,  # type: ignore[arg-type]
         )
         return output.to_tuple() if return_dict is False else output

@@ -71,16 +71,20 @@ class CrossAttention(nn.Module):
         scale, shift = self.norm.weight.to(wide), self.norm.bias.to(wide)
         return F.layer_norm(fed @ self.down.T.to(wide), (self.width,), scale, shift)
 
-    def forward(self, known: Tensor, history: Tensor, mask: Tensor) -> Tensor:
-        """(batch, width) of ``known`` (batch, known * width) and history (batch, n, width)."""
+    def forward(self, known: Tensor, history: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What is read, (batch, width), and by which weights, (batch, heads, n).
+
+        ``known`` is (batch, known * width), the history (batch, n, width), or (n, width) if all
+        read the same one.
+        """
         wide = known.dtype
         each = self.width // self.heads
         q = self.query(known).unflatten(-1, (self.heads, each))  # (b, h, d)
         asked = torch.einsum("bhd,hdx->bhx", q, self.key.to(wide)) * each**-0.5
         count = mask.sum(dim=1, dtype=wide).clamp_min(2.0)[:, None, None]
         asked = asked * (self.sharpness.to(wide) * torch.log(count))  # (b, h, width)
-        parts = history.split(PIECE, dim=1)
-        logits = torch.cat([asked @ part.to(wide).transpose(1, 2) for part in parts], dim=-1)
+        parts = history.split(PIECE, dim=-2)
+        logits = torch.cat([asked @ part.to(wide).transpose(-1, -2) for part in parts], dim=-1)
         least = torch.finfo(wide).min
         weights = logits.masked_fill(~mask[:, None], least).softmax(dim=-1)  # (b, h, n)
         weights = weights * mask[:, None]  # a text without a token reads nothing
@@ -90,22 +94,28 @@ class CrossAttention(nn.Module):
         ]
         read = torch.stack(sums).sum(dim=0) if len(sums) > 1 else sums[0]  # (b, h, width)
         joined = torch.einsum("bhx,hdx->bhd", read, self.value.to(wide)).flatten(1)
-        return joined @ self.out.T.to(wide)
+        return joined @ self.out.T.to(wide), weights
 
 
 class STCA(nn.Module):
     """``layers`` of ``CrossAttention``, each knowing the target and what the earlier ones read.
 
-    Called with a target (batch, width), a history (batch, n, width) and its mask (batch, n), True
-    where real; returns (batch, width) in fp32 or wider, zeros where the history is empty.
+    Called with a target (batch, width), a history (batch, n, width), or (n, width) that all read,
+    and the mask (batch, n) of what each may read; returns (batch, width) in fp32 or wider, zeros
+    where that is nothing, and the weights of the layers, each (batch, heads, n).
     """
 
     def __init__(self, width: int, heads: int, layers: int = 2) -> None:
         super().__init__()
         self.layers = nn.ModuleList(CrossAttention(width, heads, i + 1) for i in range(layers))
 
-    def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
+    def forward(
+        self, target: Tensor, history: Tensor, mask: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         known = [target.to(torch.promote_types(history.dtype, torch.float32))]
+        weights = []
         for layer in self.layers:
-            known.insert(len(known) - 1, layer(torch.cat(known, dim=-1), history, mask))
-        return known[-2]
+            read, by = layer(torch.cat(known, dim=-1), history, mask)
+            known.insert(len(known) - 1, read)
+            weights.append(by)
+        return known[-2], tuple(weights)

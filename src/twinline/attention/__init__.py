@@ -12,6 +12,9 @@ line in ``ATTENTION``.
 A kind whose module has ``piece`` can also read a long text piece by piece, each a multiple of that
 many tokens: ``collect(k, v, mask)`` for every piece, ``join`` over what came out, then
 ``read(q, (k, v), mask, joined[i])`` for piece i; ``(k, v)`` may be None unless ``reads_keys``.
+
+A kind that sums over tokens wherever they stand has ``reads_lent``: its module takes a ``Lent`` as
+fifth argument, and the texts of a batch then read one another's prose (training alone).
 """
 
 from torch import nn
@@ -22,6 +25,7 @@ from .lightning import LightningAttention
 from .linear import LinearAttention
 from .softmax import SoftmaxAttention
 from .spec import AttentionSpec as AttentionSpec
+from .spec import Lent as Lent
 
 ATTENTION: dict[str, type[nn.Module]] = {
     "softmax": SoftmaxAttention,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .feature_maps import FEATURE_MAPS
 from .linear import linear_state
-from .spec import AttentionSpec, in_fp32, masked, real_first, reorder
+from .spec import AttentionSpec, Lent, in_fp32, masked, real_first, reorder
 
 LEAST_MASS = 1e-30
 """Far mass below it counts as none: its logarithm's gradient would overflow."""
@@ -27,6 +27,7 @@ def hybrid_attention(
     mask: Tensor | None = None,
     block: int = 128,
     neighbours: int = 0,
+    lent: Lent | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Exact softmax over the own block (and ``neighbours`` on each side), linear over all others.
 
@@ -41,9 +42,13 @@ def hybrid_attention(
             lies in its near blocks, where they have no use.
         log_weight: (batch, heads, length, 1).
         mask: (batch, length), True where a token is real.
+        lent: what others lend is far to all of a text's blocks.
     Returns: the output (batch, heads, length, head_dim), and the log-odds (batch, heads, length) of
         the far tokens' share of the denominator; ``-inf`` never, very negative where none is far.
     """
+    borrowed = None
+    if lent is not None and k_features is not None:
+        borrowed = lent.gathered(linear_state(masked(k_features, lent.tokens), v))[:, :, None]
     order = None if mask is None else real_first(mask)
     if order is not None and mask is not None:
         q, k, v, log_weight = (reorder(x, order[0]) for x in (q, k, v, log_weight))
@@ -53,6 +58,9 @@ def hybrid_attention(
     far = None
     if k_features is not None and has_far(v.shape[2], block, neighbours):
         far = others(block_states(k_features, v, mask, block), neighbours)
+        far = far if borrowed is None else far + borrowed
+    elif borrowed is not None:
+        far = borrowed.expand(-1, -1, -(-v.shape[2] // block), -1, -1)
     out, log_odds = read_blocks(q, k, v, q_features, log_weight, mask, far, block, neighbours)
     if order is not None:
         out, log_odds = reorder(out, order[1]), reorder(log_odds, order[1])
@@ -185,6 +193,7 @@ class HybridAttention(nn.Module):
     """
 
     reads_keys = True
+    reads_lent = True
 
     def __init__(self, spec: AttentionSpec) -> None:
         super().__init__()
@@ -215,23 +224,32 @@ class HybridAttention(nn.Module):
 
     @in_fp32
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, block: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
+        block: int | None = None, lent: Lent | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The output and the far tokens' log-odds: see ``hybrid_attention``.
 
         ``block`` overrides the block size: transfer mixes several.
         """
         block, neighbours = block or self.spec.block_size, self.spec.neighbours
         features = (None, None)
-        if has_far(q.shape[2], block, neighbours):
+        if lent is not None or has_far(q.shape[2], block, neighbours):
             features = self.q_map(q), self.k_map(k)
         return hybrid_attention(
-            q, k, v, *features, self.weight(q), mask=mask, block=block, neighbours=neighbours
-        )
+            q, k, v, *features, self.weight(q), mask=mask, block=block, neighbours=neighbours,
+            lent=lent,
+        )  # fmt: skip
 
     @in_fp32
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        out, log_odds = self.attend(q, k, v, mask)
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None = None,
+        lent: Lent | None = None,
+    ) -> Tensor:
+        out, log_odds = self.attend(q, k, v, mask, lent=lent)
         if self.report:
             self.report(log_odds, mask)
         return out

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .feature_maps import FEATURE_MAPS
-from .spec import AttentionSpec, in_fp32, masked
+from .spec import AttentionSpec, Lent, in_fp32, masked
 
 TINY = 1e-12
 """Least denominator: a row without a real token divides zero by it and stays zero."""
@@ -59,6 +59,7 @@ def summed(states: list[Tensor]) -> list[Tensor]:
 class LinearAttention(nn.Module):
     piece = 1
     reads_keys = False
+    reads_lent = True
 
     def __init__(self, spec: AttentionSpec) -> None:
         super().__init__()
@@ -66,8 +67,19 @@ class LinearAttention(nn.Module):
         self.k_map = FEATURE_MAPS[spec.feature_map](spec, "key")
 
     @in_fp32
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        return linear_attention(self.q_map(q), self.k_map(k), v, mask)
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None = None,
+        lent: Lent | None = None,
+    ) -> Tensor:
+        if lent is None:
+            return linear_attention(self.q_map(q), self.k_map(k), v, mask)
+        keys = self.k_map(k)
+        others = lent.gathered(linear_state(masked(keys, lent.tokens), v))
+        return linear_read(self.q_map(q), linear_state(masked(keys, mask), v) + others)
 
     @partial(in_fp32, back=False)
     def collect(self, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -29,6 +29,30 @@ class AttentionSpec(AttentionOptions):
         at_least(self, 1, "heads", "head_dim", "layers")
 
 
+@dataclass(frozen=True)
+class Lent:
+    """Prose that the texts of a batch lend one another, so that each is part of a longer text.
+
+    A sum over tokens does not ask where they stand, so the state of linear attention and a pooling
+    can go over the tokens of several texts at the cost of each one's own: in training, a batch of
+    short texts is a batch of long *virtual* ones.
+    """
+
+    tokens: Tensor
+    """(batch, length), True where a token is lent."""
+    reads: Tensor
+    """(batch, batch), True where text i reads what text j lends; i is never j."""
+
+    def gathered(self, states: Tensor) -> Tensor:
+        """For each text the sum of the ``states`` (batch, ...) of those it reads."""
+        return torch.einsum("ij,j...->i...", self.reads.to(states.dtype), states)
+
+    def mask(self, real: Tensor) -> Tensor:
+        """What each text reads of all texts' tokens: (batch, batch * length)."""
+        own = torch.eye(len(real), dtype=torch.bool, device=real.device)[:, :, None] & real
+        return (own | (self.reads[:, :, None] & self.tokens)).flatten(1)
+
+
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
