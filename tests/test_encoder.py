@@ -328,12 +328,12 @@ def test_a_text_above_the_batch_budget_is_whole_and_said(tiny: Encoder) -> None:
 
 def test_what_memory_cannot_hold_is_refused(tiny: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     enough = tiny.model.memory_for(50)
-    monkeypatch.setattr("twinline.encoder.free_memory", lambda: enough)
+    monkeypatch.setattr("twinline.capacity.free_memory", lambda: enough)
     assert len(tiny.encode([words(40), words(40, 1)])) == 2
     with pytest.raises(TwinlineError, match=r"number 2 has 62 tokens; .* free: split it"):
         tiny.encode([words(3), words(60)])
-    monkeypatch.setattr("twinline.encoder.LONG_TEXT", 100)
-    monkeypatch.setattr("twinline.encoder.SAMPLED", 50)
+    monkeypatch.setattr("twinline.capacity.LONG_TEXT", 100)
+    monkeypatch.setattr("twinline.capacity.SAMPLED", 50)
     monkeypatch.setattr(tiny, "tokenize", None)  # not even tokenised
     with pytest.raises(TwinlineError, match=r"number 2 has about \d+ tokens; .* free: split it"):
         tiny.encode([words(3), words(60)])

@@ -23,6 +23,8 @@ VARIANTS = [
     {"attention": "softmax"},
     {"attention": "linear", "feature_map": "hedgehog", "feature_dim": 9},
     {"attention": "linear", "feature_map": "elu"},
+    {"attention": "linear", "local": 5},
+    {"attention": "hybrid", "local": 3},
     {"attention": "lightning"},
     {"attention": "lightning", "normalisation": "rms", "learn_decay": False},
     {"attention": "hybrid"},

@@ -239,7 +239,7 @@ def load_state(model: TwinlineModel, state: dict[str, Tensor], folder: Path) -> 
         raise TwinlineError(
             f"The checkpoint {folder} does not fit its configuration: {reason}"
         ) from error
-    new = re.compile(r"layers\.\d+\.attention\.|pool\.")
+    new = re.compile(r"layers\.\d+\.(attention|local)\.|pool\.")
     lacking = [name for name in missing if not new.match(name)]
     if lacking or unexpected:
         raise TwinlineError(
@@ -425,7 +425,7 @@ def transfer_loss(
         x = model.embeddings(ids, real, None)
     for layer in model.each_layer():
         with torch.no_grad():
-            q, k, v = layer.split(x)
+            q, k, v = layer.split(layer.source(x, mask))
             exact = softmax_attention(q, k, v, mask)  # (b, h, n, d)
             target = layer.project(exact)
             scale = (target.square() * weights).sum()

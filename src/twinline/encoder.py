@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .attention import Lent
 from .batching import (
     CACHED_TOKENS,
     budget_batches,
@@ -22,20 +23,17 @@ from .batching import (
     token_ids,
     windows,
 )
+from .capacity import check_characters, check_memory
 from .conversion import convert, load_model
 from .errors import TwinlineError
 from .layout import load_head, load_prompts, save_folder
-from .machine import free_memory
 from .model import TwinlineConfig, TwinlineModel, one_of
 from .precision import check_dtype, fastest, to_int8
 from .progress import Progress
 from .similarity import SIMILARITIES, Ranked, ranking
 from .sources import find_model, read_config
+from .windows import averages, cut
 
-LONG_TEXT, SAMPLED = 2_000_000, 20_000
-"""Characters above which a text's tokens are estimated, from so many, before they are made."""
-TOKENIZING = 700
-"""Bytes that the tokenizer takes for a token, as measured."""
 SAMPLES, SAMPLE_TOKENS = 64, 24
 """Texts of random tokens on which int8 finds its ranges if no others are given."""
 OVERFLOW = ("error", "warn", "truncate")
@@ -67,6 +65,8 @@ class Encoder:
             Anything but float32 works on a copy of the weights, for encoding alone.
         calibration: texts on which int8 finds the ranges of its numbers; by default texts of
             random tokens.
+        windows: read a text of more tokens in windows of so many, special ones counted, and
+            average their vectors: what is done with encoders that stop somewhere. None: whole.
     Raises: TwinlineError if the model cannot be found, read or converted, or holds a NaN.
     """
 
@@ -81,8 +81,11 @@ class Encoder:
         on_overflow: str = "error",
         dtype: str | torch.dtype = "float32",
         calibration: Sequence[str] | None = None,
+        windows: int | None = None,
     ) -> None:
         check_overflow(on_overflow)
+        if windows is not None and windows < 8:
+            raise TwinlineError(f"windows must be at least 8 tokens or None, not {windows}.")
         if max_tokens is not None and max_tokens < 3:
             raise TwinlineError(f"max_tokens must be at least 3 or None, not {max_tokens}.")
         folder: Path | None = None
@@ -110,7 +113,7 @@ class Encoder:
             name = similarity or name
             head = SIMILARITIES[name](width)
         self.similarity_name, self.head = name, head
-        self.max_tokens, self.on_overflow = max_tokens, on_overflow
+        self.max_tokens, self.on_overflow, self.windows = max_tokens, on_overflow, windows
         self.dtype = check_dtype(dtype)
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.hold(target, calibration)
@@ -218,10 +221,30 @@ class Encoder:
 
     def embed(self, ids: Sequence[Sequence[int]]) -> Tensor:
         """One padded batch of token ids to fp32 vectors (batch, dimension); gradients flow."""
-        padded, mask = pad(ids, self.model.config.pad_token_id)
-        output = self.model(padded.to(self.device), mask.to(self.device))
+        return self.read(ids)[0]
+
+    def read(
+        self, ids: Sequence[Sequence[int]], lent: Lent | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """``embed``'s vectors, and the weights of a learned pooling (see ``pooling``).
+
+        With ``lent`` the texts read one another's prose: see ``attention.Lent``. Weights of a text
+        of several windows are those of each window by itself.
+        """
+        rows, owner = ids, None
+        if self.windows is not None:
+            rows, owner = cut(ids, self.windows, set(self.tokenizer.all_special_ids))
+        padded, mask = pad(rows, self.model.config.pad_token_id)
+        output = self.model(
+            padded.to(self.device), mask.to(self.device), output_attentions=True,
+            lent=lent if owner is None else None,
+        )  # fmt: skip
         vectors: Tensor = output.pooler_output
-        return F.normalize(vectors, dim=-1) if self.model.config.normalize else vectors
+        if owner is not None:
+            vectors = averages(vectors, owner, lent and lent.reads)
+        if self.model.config.normalize:
+            vectors = F.normalize(vectors, dim=-1)
+        return vectors, output.attentions
 
     def encode(
         self,
@@ -286,9 +309,9 @@ class Encoder:
         before = self.prompt(prompt_name, prompt)
         if before:
             texts = [before + text if isinstance(text, str) else text for text in texts]
-        self.check_characters(texts, first)
+        check_characters(self.model, self.tokenizer, texts, first)
         ids, counts = self.tokenize(texts, on_overflow, first)
-        self.check_memory([len(row) for row in ids], first)
+        check_memory(self.model, [len(row) for row in ids], first)
         vectors = self.encode_ids(ids, max_batch_tokens, batch_size, show_progress_bar)
         if truncate_dim is not None:
             vectors = vectors[:, :truncate_dim]
@@ -341,37 +364,6 @@ class Encoder:
             return CACHED_TOKENS
         free, _ = torch.cuda.mem_get_info(self.device)
         return max(CACHED_TOKENS, free // 2 // self.model.memory_for(1))
-
-    def check_memory(self, counts: Sequence[int], first: int = 1, tokenizing: int = 0) -> None:
-        """Refuse a text of ``counts`` tokens that would not fit, before memory runs out.
-
-        Raises: TwinlineError naming the longest text, the estimate and the remedies.
-        """
-        free = free_memory()
-        if self.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.device)
-        longest = max(range(len(counts)), key=counts.__getitem__, default=0)
-        tokens = counts[longest] if counts else 0
-        needed = self.model.memory_for(tokens) + tokenizing
-        if free is not None and needed > free:
-            raise TwinlineError(
-                f"Text number {longest + first} has {'about ' * bool(tokenizing)}{tokens:,} "
-                f"tokens; encoding it takes about {needed / 1e9:.1f} GB of memory, and "
-                f"{free / 1e9:.1f} GB are free: split it, shorten it, or try dtype='bfloat16'."
-            )
-
-    def check_characters(self, texts: Sequence[str], first: int = 1) -> None:
-        """``check_memory`` of the longest text before it is tokenised, by a sample of it."""
-        place = max(
-            range(len(texts)),
-            key=lambda i: len(texts[i]) if isinstance(texts[i], str) else 0,
-            default=0,
-        )
-        text = texts[place] if texts and isinstance(texts[place], str) else ""
-        if len(text) > LONG_TEXT:
-            part = len(token_ids(self.tokenizer, [text[:SAMPLED]])[0])
-            tokens = part * len(text) // SAMPLED
-            self.check_memory([tokens], first + place, TOKENIZING * tokens)
 
     @torch.inference_mode()
     def encode_ids(

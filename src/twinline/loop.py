@@ -75,21 +75,30 @@ class Run:
 
 
 def learning_rate(options: LoopOptions, step: int) -> float:
-    """The rate of step number ``step`` (from 0): a linear rise, then a fall to 0 or none."""
+    """The rate of step number ``step`` (from 0): a linear rise, and a fall to 0 at the end."""
     rise = max(1, round(options.warmup * options.steps))
     if step < rise:
         return options.learning_rate * (step + 1) / rise
+    fall = options.steps - rise
     if options.schedule == "constant":
-        return options.learning_rate
-    return options.learning_rate * (options.steps - step) / max(1, options.steps - rise)
+        fall = min(fall, round(options.cooldown * options.steps))
+    return options.learning_rate * min(1.0, (options.steps - step) / max(1, fall))
 
 
-def optimiser(module: nn.Module, options: LoopOptions) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; vectors and scalars are not decayed."""
-    trained = [p for p in module.parameters() if p.requires_grad]
+def optimiser(
+    module: nn.Module, options: LoopOptions, factors: dict[str, float] | None = None
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; vectors and scalars are not decayed.
+
+    ``factors`` multiply the learning rate of parameters in whose name their key stands.
+    """
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, p in trained(module):
+        factor = next((f for part, f in (factors or {}).items() if part in name), 1.0)
+        found.setdefault((factor, options.weight_decay if p.ndim > 1 else 0.0), []).append(p)
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": params, "weight_decay": decay, "factor": factor}
+        for (factor, decay), params in found.items()
     ]
     return torch.optim.AdamW(groups, lr=options.learning_rate)
 
@@ -103,6 +112,7 @@ def train(
     folder: Path | None = None,
     identity: dict[str, Any] | None = None,
     evaluate: Callable[[], float] | None = None,
+    factors: dict[str, float] | None = None,
     title: str = "training",
     show_progress: bool | None = None,
 ) -> Run:
@@ -114,6 +124,7 @@ def train(
         folder: keeps ``checkpoint/`` and ``metrics.jsonl``; a run found there goes on.
         identity: what makes this run this run; a checkpoint with another identity is refused.
         evaluate: higher is better; called on the module in eval mode, without gradients.
+        factors: of the learning rate, by a part of a parameter's name.
     Returns: the finished run, with the metrics log.
     Raises: TwinlineError if ``folder`` holds another run's checkpoint or the loss is not finite.
     """
@@ -122,7 +133,7 @@ def train(
     half = options.precision == "bf16"
     if accelerator.device.type == "cpu":
         keep_memory()
-    wrapped, optim = accelerator.prepare(module, optimiser(module, options))
+    wrapped, optim = accelerator.prepare(module, optimiser(module, options, factors))
     identity = {"options": asdict(options), "start": weights_of(module), **(identity or {})}
     keeper = Keeper(folder, module, optim, identity) if folder else None
     run, best = keeper.resume() if keeper else (Run(), None)
@@ -138,7 +149,7 @@ def train(
             started = time.perf_counter()
             rate = learning_rate(options, run.step)
             for group in optim.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["factor"]
             torch.manual_seed((options.seed << 32) + run.step * accelerator.num_processes
                               + accelerator.process_index)  # fmt: skip
             wrapped.train()

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .attention import ATTENTION, FEATURE_MAPS, AttentionSpec, Lent
 from .attention.folded import FoldedAttention
-from .attention.spec import real_first
+from .attention.spec import real_first, reorder
 from .errors import TwinlineError
 from .options import AttentionOptions, ModelOptions, at_least, share
 from .pooling import POOLINGS
@@ -54,6 +54,7 @@ class TwinlineConfig(PreTrainedConfig):
     # Set from ModelOptions; named here for readers and type checkers.
     attention: str
     feature_map: str
+    local: int
     position_rule: str
     position_period: int | None
     pooling: str
@@ -104,6 +105,8 @@ class TwinlineConfig(PreTrainedConfig):
                 f"hidden_size ({hidden_size}) must be a multiple of num_attention_heads "
                 f"({num_attention_heads})."
             )
+        if self.local < 0 or (self.local and self.local % 2 == 0):
+            raise TwinlineError(f"local must be an odd number of tokens or 0, not {self.local}.")
         period = self.position_period
         if period is not None and not 1 <= period <= position_table:
             raise TwinlineError(
@@ -185,6 +188,40 @@ class Embeddings(nn.Module):
         return out
 
 
+class Local(nn.Module):
+    """Adds to each token what a depthwise convolution makes of it and its neighbours.
+
+    Linear attention sums over a text and knows no places; a short convolution in front of it is
+    what tells a token its surroundings (as in Mamba, arXiv 2312.00752, sec. 3.4; here both ways).
+    """
+
+    def __init__(self, hidden: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size, hidden))
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Put the weights at their start: no effect."""
+        self.weight.zero_()
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(b, n, hidden) to the same; neighbours are real tokens, wherever padding stands."""
+        order = None if mask is None else real_first(mask)
+        real = x if mask is None else x * mask[:, :, None].to(x.dtype)
+        if order is not None:
+            real = reorder(real[:, None], order[0])[:, 0]
+        half, n = len(self.weight) // 2, x.shape[1]
+        padded = F.pad(real, (0, 0, half, half))
+        weight = self.weight.to(x.dtype)
+        added = padded[:, :n] * weight[0]
+        for place in range(1, len(weight)):
+            added = torch.addcmul(added, padded[:, place : place + n], weight[place])
+        if order is not None:
+            added = reorder(added[:, None], order[1])[:, 0]
+        return x + added
+
+
 class Layer(nn.Module):
     """Attention and feed-forward, each added to its input and then normalised (post-norm)."""
 
@@ -192,6 +229,7 @@ class Layer(nn.Module):
         super().__init__()
         hidden = config.hidden_size
         self.heads = config.num_attention_heads
+        self.local = Local(hidden, config.local) if config.local else None
         self.qkv = nn.Linear(hidden, 3 * hidden)
         self.attention = ATTENTION[config.attention](config.attention_spec(layer))
         self.out = nn.Linear(hidden, hidden)
@@ -201,6 +239,10 @@ class Layer(nn.Module):
         self.down = nn.Linear(config.intermediate_size, hidden)
         self.norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def source(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """What ``split`` is given of the layer's input; both (b, n, hidden)."""
+        return x if self.local is None else cast(Tensor, self.local(x, mask))
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of ``x`` (b, n, hidden), each (b, h, n, d)."""
@@ -248,7 +290,8 @@ class Layer(nn.Module):
     def whole(self, x: Tensor, mask: Tensor | None, lent: Lent | None = None) -> Tensor:
         """The layer at once: (b, n, hidden) to (b, n, hidden)."""
         borrows = lent is not None and getattr(self.attention, "reads_lent", False)
-        mixed = self.attention(*self.split(x), mask, *([lent] if borrows else []))  # (b, h, n, d)
+        source = self.source(x, mask)
+        mixed = self.attention(*self.split(source), mask, *([lent] if borrows else []))
         return self.after_attention(x, self.project(mixed))
 
     def forward(
@@ -281,26 +324,28 @@ class Layer(nn.Module):
             multiple = None  # padding before or between tokens: pieces would not be blocks
         piece = PIECE if multiple is None else multiple * max(1, PIECE // multiple)
         masks = [None] * -(-x.shape[1] // piece) if mask is None else mask.split(piece, dim=1)
+        source = self.source(x, mask)
+        sources = source.split(piece, dim=1)
         parts = list(zip(x.split(piece, dim=1), out.split(piece, dim=1), masks, strict=True))
         if multiple is None:
-            mixed = attention(*self.split(x), mask).split(piece, dim=2)
+            mixed = attention(*self.split(source), mask).split(piece, dim=2)
             for (part, made, _), whole in zip(parts, mixed, strict=True):
                 made.copy_(self.after_attention(part, self.project(whole)))
             return
         keep = attention.reads_keys and x.shape[1] <= KEPT
-        kept = [self.split(part) for part, _, _ in parts] if keep else []
+        kept = [self.split(read) for read in sources] if keep else []
         states = [
-            attention.collect(*(kept[i][1:] if keep else self.keys(part)), real)
-            for i, (part, _, real) in enumerate(parts)
+            attention.collect(*(kept[i][1:] if keep else self.keys(sources[i])), real)
+            for i, (_, _, real) in enumerate(parts)
         ]
         for i, ((part, made, real), state) in enumerate(
             zip(parts, attention.join(states), strict=True)
         ):
             if attention.reads_keys:
-                q, *kv = kept[i] if keep else self.split(part)
+                q, *kv = kept[i] if keep else self.split(sources[i])
                 mixed = attention.read(q, tuple(kv), real, state)
             else:
-                mixed = attention.read(self.queries(part), None, real, state)
+                mixed = attention.read(self.queries(sources[i]), None, real, state)
             made.copy_(self.after_attention(part, self.project(mixed)))
 
 
@@ -367,6 +412,7 @@ class TwinlineModel(PreTrainedModel):
         if getattr(attention, "piece", None) is not None:
             kept = (5 if tokens <= KEPT else 2) if attention.reads_keys else 0
         width: int = self.config.hidden_size * self.embeddings.word.weight.element_size()
+        kept += bool(self.config.local)
         return tokens * (width * (1 + kept) + 150)
 
     def each_layer(self) -> Iterator[Layer]:
@@ -392,7 +438,7 @@ class TwinlineModel(PreTrainedModel):
         """Token states, and one vector a text.
 
         With ``output_attentions`` the result's are the weights of a learned pooling, layer by
-        layer. With ``lent`` the texts of the batch read one another's prose: see ``attention.Lent``.
+        layer. With ``lent`` the batch's texts read one another's prose: see ``attention.Lent``.
         """
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         real = real.bool()  # (b, n)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 from .errors import TwinlineError
 
@@ -74,6 +74,9 @@ class ModelOptions(AttentionOptions):
 
     attention: str = "linear"
     """softmax, linear, lightning or hybrid."""
+    local: int = 0
+    """Tokens, an odd number, over which a depthwise convolution mixes what an attention reads, so
+    that a token knows its neighbours; starts without effect. 0: none."""
     position_rule: Literal["tiled", "interpolated"] = "tiled"
     """Beyond the position table: start over, or squeeze the text into it."""
     position_period: int | None = None
@@ -98,7 +101,9 @@ class LoopOptions:
     warmup: float = 0.1
     """Share of the steps over which the rate rises from 0."""
     schedule: Literal["linear", "constant"] = "linear"
-    """What the rate does after the warm-up: fall to 0, or stay."""
+    """What the rate does after the warm-up: fall to 0, or stay until the cooldown."""
+    cooldown: float = 0.1
+    """Share of the steps, at the end, over which a constant rate falls to 0."""
     weight_decay: float = 0.01
     """AdamW's decay, on matrices only."""
     max_grad_norm: float = 1.0
@@ -122,7 +127,9 @@ class LoopOptions:
         at_least(self, 1, "steps", "accumulate", "checkpoint_every")
         at_least(self, 0, "evaluate_every", "patience", "weight_decay", "seed")
         check_seed(self.seed)
-        share(self, "warmup")
+        share(self, "warmup", "cooldown")
+        if self.schedule not in ("linear", "constant"):
+            raise TwinlineError(f"schedule must be linear or constant, not {self.schedule!r}.")
         if not self.learning_rate > 0:
             raise TwinlineError(f"learning_rate must be above 0, not {self.learning_rate}.")
         if self.patience and not self.evaluate_every:
@@ -177,7 +184,9 @@ class TrainOptions:
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises."""
     schedule: Literal["linear", "constant"] = "linear"
-    """What the rate does after the warm-up."""
+    """What the rate does after the warm-up: fall to 0, or stay until the cooldown."""
+    cooldown: float = 0.1
+    """Share of the steps, at the end, over which a constant rate falls to 0."""
     weight_decay: float = 0.01
     """AdamW's decay, on matrices only."""
     accumulate: int = 1
@@ -188,6 +197,8 @@ class TrainOptions:
     """Steps between evaluations; 0: only at the end."""
     patience: int = 0
     """Stop after so many evaluations without a new best; 0: never."""
+    keep_best: bool = True
+    """End with the weights of the best evaluation rather than the last."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
     seed: int = 0
@@ -223,6 +234,11 @@ class DistillOptions(TrainOptions):
     """Weight of the teacher's scores against the labels: 0 is no teacher, 1 no labels."""
     match: float = 0.0
     """Weight of the squared distance between the student's unit vectors and a twin's."""
+    attend: float = 0.0
+    """Long pairs, latent pooling: weight of the negative log of the share of a pooling's weights
+    that lies on the sentence that counts."""
+    pooling_rate: float = 1.0
+    """Latent pooling: its learning rate as a multiple of the others'."""
     group: bool | None = None
     """Put pairs with the same first text into one batch, where it is read once; None: if they have
     two pairs or more on average, as a query with its candidates."""
@@ -230,7 +246,9 @@ class DistillOptions(TrainOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         share(self, "alpha")
-        at_least(self, 0, "match")
+        at_least(self, 0, "match", "attend")
+        if not self.pooling_rate > 0:
+            raise TwinlineError(f"pooling_rate must be above 0, not {self.pooling_rate}.")
 
 
 @dataclass(frozen=True)
@@ -252,7 +270,13 @@ class LengthOptions:
     edge: float = 0.2
     """Alpha of the Beta; the smaller, the fewer lengths in between."""
     equal: Literal["pairs", "tokens"] = "pairs"
-    """What steps have in common: their pairs, or their tokens (the longer, the fewer pairs)."""
+    """What steps have in common: their pairs, or their tokens (the longer, the fewer pairs: as many
+    as there are tokens in that many pairs of the shortest texts)."""
+    real: int | None = None
+    """Longest text that is really read. A longer one is virtual: the texts of a step lend one
+    another their prose (attention.Lent). None: every text is real."""
+    native: float = 0.0
+    """Share of the steps that read the short pairs as they are."""
 
     def __post_init__(self) -> None:
         at_least(self, 16, "least")
@@ -278,6 +302,9 @@ class LengthOptions:
                 f"edge={self.edge} with mean={self.mean} makes no U-shaped Beta (alpha "
                 f"{self.edge:g}, beta {other:g}, both must lie between 0 and 1): lower edge."
             )
+        share(self, "native")
+        if self.real is not None and self.real < self.least:
+            raise TwinlineError(f"real must be at least least ({self.least}), not {self.real}.")
         if self.equal not in ("pairs", "tokens"):
             raise TwinlineError(f"equal must be pairs or tokens, not {self.equal!r}.")
 
@@ -354,6 +381,14 @@ def build(kind: type[Options], values: dict[str, Any], where: str) -> Options:
             if not isinstance(value, dict):
                 raise TwinlineError(f"{where}: {name} must hold options, not {value!r}.")
             value = build(hints[name], value, f"{where}: {name}")
+        inner = get_args(hints[name])
+        if inner and is_dataclass(inner[0]):  # a tuple of options
+            if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+                raise TwinlineError(f"{where}: {name} must be a list of options, not {value!r}.")
+            value = [
+                build(cast(Any, inner[0]), one, f"{where}: {name}, number {number}")
+                for number, one in enumerate(value, 1)
+            ]
         made[name] = tuple(value) if isinstance(value, list) else value
     try:
         return kind(**made)

@@ -6,7 +6,7 @@ Introduction to the Bootstrap, 1993, chapter 13).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -116,6 +116,38 @@ def paired_difference(
         ]
     )
     return _with_interval(value, drawn, len(truth))
+
+
+def mean_difference(
+    predictions_a: Sequence[ArrayLike],
+    predictions_b: Sequence[ArrayLike],
+    gold: ArrayLike,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Correlation:
+    """How much better ``a``'s runs correlate (Pearson) with ``gold`` on average than ``b``'s do.
+
+    As :func:`paired_difference`, each side the mean of several runs' correlations on the same
+    resampled pairs. The spread between runs is not in the interval: show it beside.
+
+    Raises:
+        TwinlineError: as :func:`correlation`, or a side has no run.
+    """
+    import numpy as np
+
+    if not len(predictions_a) or not len(predictions_b):
+        raise TwinlineError("A difference needs at least one run on each side.")
+    sides = [[_checked(one, gold) for one in side] for side in (predictions_a, predictions_b)]
+    first, second = ([pearson(made, truth) for made, truth in side] for side in sides)
+    drawn = []
+    for counts in _counts(len(sides[0][0][1]), resamples, seed):
+        one, other = (
+            np.mean([_resampled("pearson", made, truth, counts) for made, truth in side], axis=0)
+            for side in sides
+        )
+        drawn.append(one - other)
+    value = float(np.mean(first) - np.mean(second))
+    return _with_interval(value, np.concatenate(drawn), len(sides[0][0][1]))
 
 
 def clustered_mean(

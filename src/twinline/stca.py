@@ -114,8 +114,10 @@ class STCA(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         known = [target.to(torch.promote_types(history.dtype, torch.float32))]
         weights = []
-        for layer in self.layers:
-            read, by = layer(torch.cat(known, dim=-1), history, mask)
-            known.insert(len(known) - 1, read)
-            weights.append(by)
+        # In fp32 also under autocast: what one token weighs among thousands is a small number.
+        with torch.autocast(target.device.type, enabled=False):
+            for layer in self.layers:
+                read, by = layer(torch.cat(known, dim=-1), history, mask)
+                known.insert(len(known) - 1, read)
+                weights.append(by)
         return known[-2], tuple(weights)

@@ -46,6 +46,9 @@ class LongPair:
     place1: float
     """Tokens before the sentence that counts, as a share of the text; the mean of several."""
     place2: float
+    spans: tuple[tuple[int, int], tuple[int, int]]
+    """Of each text the first token of what counts, and the one behind its last, special tokens
+    counted; of a composite the first sentence's. (0, length) where all counts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +116,7 @@ class Builder:
         sides = [pair.sentence1[row], pair.sentence2[row]]
         if self.construction == "repeat":
             first, second = (self.fill(sentence, row, room) for sentence in sides)
-            return LongPair(first, second, score, 0.0, 0.0)
+            return LongPair(first, second, score, 0.0, 0.0, ((0, length), (0, length)))
         assert self.carrier is not None
         # Drawn by the pair, so that both sides share it where the construction says so.
         documents = self.carrier.sides(draw, room + SPARE)
@@ -132,16 +135,32 @@ class Builder:
             score = float(np.mean(pair.score[rows]))
             shares = [sorted(draw.random() for _ in rows) for _ in blocks]
             counting = [list(range(len(rows)))] * 2
-        texts, places = [], []
+        texts, places, spans = [], [], []
         for side in (0, 1):
             # A stretch's own generator: ``shared`` draws the same one for both sides.
             stretch = random.Random(f"{key} {0 if self.construction == 'shared' else side}")
-            text, starts = self.assemble(
+            text, starts, sizes = self.assemble(
                 blocks[side], shares[side], documents[side], room, row, stretch
             )
             texts.append(text)
             places.append(float(np.mean([starts[i] for i in counting[side]])) / length)
-        return LongPair(texts[0], texts[1], score, places[0], places[1])
+            one = counting[side][0]
+            spans.append((starts[one], starts[one] + sizes[one]))
+        return LongPair(texts[0], texts[1], score, places[0], places[1], (spans[0], spans[1]))
+
+    def prose(self, length: int, epoch: int, number: int) -> str:
+        """A text of ``length`` tokens of prose alone: what long texts are made of beside sentences.
+
+        Raises: TwinlineError if there is no carrier, or it is too short.
+        """
+        if self.carrier is None:
+            raise TwinlineError("There is no carrier to take prose from.")
+        key = f"{self.seed} prose {length} {number} {epoch}"
+        draw = random.Random(key)
+        room = length - self.special
+        document = self.carrier.sides(draw, room + SPARE)[0]
+        text, _, _ = self.assemble([], [], document, room, 0, random.Random(f"{key} 0"))
+        return text
 
     def keyed(
         self, sentence: str, row: int, room: int, draw: random.Random
@@ -197,10 +216,11 @@ class Builder:
     def assemble(
         self, blocks: Sequence[str], shares: Sequence[float], document: int, room: int, row: int,
         draw: random.Random,
-    ) -> tuple[str, list[int]]:  # fmt: skip
+    ) -> tuple[str, list[int], list[int]]:  # fmt: skip
         """Blocks between sentences of a stretch, each near its share of the way; exact length.
 
-        Returns: the text, and the number of tokens before each block, special ones counted.
+        Returns: the text, the number of tokens before each block, special ones counted, and that of
+            each block.
         """
         carrier = self.carrier
         assert carrier is not None
@@ -227,7 +247,7 @@ class Builder:
             joined = " ".join(part for part in [*text, *pieces[done:]] if part)
             got = len(token_ids(self.tokenizer, [joined])[0]) - self.special
             if got == room:
-                return joined, starts
+                return joined, starts, sizes
             adjust += room - got  # a tokenizer whose counts do not add up across words
         raise self.inexact(row, room)
 

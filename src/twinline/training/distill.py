@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..attention import Lent
 from ..batching import ShuffledBatches, distinct
 from ..data import Pairs
 from ..encoder import Encoder
@@ -24,6 +25,7 @@ from ..loop import Batch, Run, train
 from ..options import DistillOptions
 from ..statistics import pearson
 from .lengths import LongSteps
+from .losses import overlooked
 
 Scores = NDArray[np.float64]
 
@@ -37,11 +39,16 @@ class Student(nn.Module):
         self.model, self.head = encoder.model, encoder.head
 
     def forward(
-        self, ids: Sequence[Sequence[int]], first: Tensor, second: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Vectors (texts, dimension), and scores (pairs,) of the texts that the indices name."""
-        vectors = self.encoder.embed(ids)
-        return vectors, self.head(vectors[first], vectors[second])
+        self,
+        ids: Sequence[Sequence[int]],
+        first: Tensor,
+        second: Tensor,
+        lent: Lent | None = None,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Vectors (texts, dimension), scores (pairs,) of the texts that the indices name, and the
+        weights of a learned pooling (as ``TwinlineModel`` gives them)."""
+        vectors, weights = self.encoder.read(ids, lent)
+        return vectors, self.head(vectors[first], vectors[second]), weights
 
 
 def distill(
@@ -96,37 +103,47 @@ def distill(
 
     def batch_at(number: int) -> Batch:
         rows = batches[number]
-        if longer is None:
-            both = [ids1[i] for i in rows] + [ids2[i] for i in rows]
+        built = longer(number, rows) if longer else None
+        if built:  # whose texts are distinct
+            rows, both = built.rows, student.tokenize(built.texts)[0]
+            where = which = list(range(len(both)))
         else:
-            rows, longer1, longer2 = longer(number, rows)
-            both = student.tokenize(longer1 + longer2)[0]
-        where, which = distinct([tuple(row) for row in both])
+            both = [ids1[i] for i in rows] + [ids2[i] for i in rows]
+            where, which = distinct([tuple(row) for row in both])
         ids = [both[place] for place in where]
         inputs: dict[str, Any] = {
             "ids": ids,
             "first": torch.tensor(which[: len(rows)]),
-            "second": torch.tensor(which[len(rows) :]),
+            "second": torch.tensor(which[len(rows) : 2 * len(rows)]),
             "label": torch.tensor(labels[rows], dtype=torch.float32),
             "soft": torch.tensor(soft[rows], dtype=torch.float32),
             "weight": torch.tensor(weight[rows], dtype=torch.float32),
         }
         if goals is not None:
             place = [*rows, *(i + len(texts1) for i in rows)]
-            inputs["goal"] = goals[[place[i] for i in where]]
+            inputs["goal"] = goals[[place[i] for i in where if i < len(place)]]
+        if built:
+            inputs["spans"] = torch.tensor(built.spans)
+            if built.reads is not None:
+                inputs["reads"] = torch.from_numpy(built.reads)
         tokens = sum(map(len, ids))
         return Batch(inputs, len(rows), tokens, spared=sum(map(len, both)) - tokens)
 
     def loss(module: nn.Module, inputs: dict[str, Any]) -> Tensor:
         device = student.device
         held = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-        vectors, scores = module(held["ids"], held["first"], held["second"])
+        spans, lent = held.get("spans"), None
+        if "reads" in held:
+            lent = Lent(prose(held["ids"], spans), held["reads"])
+        vectors, scores, weights = module(held["ids"], held["first"], held["second"], lent)
         scores = scores.float()
         task = held["weight"] * (scores - held["label"]).square()
         total: Tensor = (task + options.alpha * (scores - held["soft"]).square()).mean()
         if goals is not None:
-            unit = nn.functional.normalize(vectors.float(), dim=-1)
+            unit = nn.functional.normalize(vectors[: len(held["goal"])].float(), dim=-1)
             total = total + options.match * (unit - held["goal"]).square().sum(-1).mean()
+        if options.attend and spans is not None and weights and bool((spans[:, 1] > 0).any()):
+            total = total + options.attend * overlooked(weights, spans, max(map(len, held["ids"])))
         return total
 
     words = student.model.embeddings.word.weight
@@ -153,6 +170,7 @@ def distill(
                 "pairs": fingerprint([*texts1, *texts2, labels.tobytes(), soft.tobytes()]),
             },
             evaluate=evaluate,
+            factors={".pool.": options.pooling_rate},
             title=f"distilling ({student.model.config.attention})",
             show_progress=show_progress,
         )  # fmt: skip
@@ -160,6 +178,14 @@ def distill(
         words.requires_grad_(True)
     student.eval()
     return run
+
+
+def prose(ids: Sequence[Sequence[int]], spans: Tensor) -> Tensor:
+    """Which tokens of long texts are prose, neither sentence nor special: (texts, longest)."""
+    counts = torch.tensor([len(row) for row in ids], device=spans.device)[:, None]
+    place = torch.arange(int(counts.max()), device=spans.device)[None]
+    sentence = (place >= spans[:, :1]) & (place < spans[:, 1:])
+    return (place > 0) & (place < counts - 1) & ~sentence
 
 
 def check(
@@ -190,6 +216,11 @@ def check(
             raise TwinlineError(f"The teacher's score of pair {bad} is not a number.")
     if extra is not None and options.alpha == 0:
         raise TwinlineError("Extra pairs have no labels: they need alpha above 0.")
+    if options.attend and student.model.config.pooling != "latent":
+        raise TwinlineError(
+            f"attend={options.attend} is for latent pooling; the student's is "
+            f"{student.model.config.pooling}."
+        )
     if options.match and twin is None:
         raise TwinlineError(f"match={options.match} needs a twin whose vectors to match.")
     if options.match and twin is not None and twin.dimension != student.dimension:

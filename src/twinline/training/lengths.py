@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..data.long import Builder, TooLongError
 from ..errors import TwinlineError
@@ -37,19 +38,32 @@ class Lengths:
         return min(passed, len(shares) - 1)
 
     def __getitem__(self, step: int) -> int:
-        """Tokens of each text of a step."""
+        """Tokens of each text of a step, virtual ones counted; 0: the short pairs as they are."""
         options = self.options
         least, greatest = options.least, options.greatest[self.stage(step)]
         alpha, mean = options.edge, options.mean
         random = np.random.default_rng((self.seed, step))
+        if options.native and random.random() < options.native:
+            return 0
         drawn = least + random.beta(alpha, alpha * (1 - mean) / mean) * (greatest - least)
         return int(min(greatest, max(least, round(drawn / MULTIPLE) * MULTIPLE)))
 
+    def real(self, step: int) -> int:
+        """Tokens of each text of a step that are really read.
+
+        Of a virtual text as many as ``real`` allows, and half of them in every second step, so that
+        what surrounds a sentence is not always equally much.
+        """
+        length, most = self[step], self.options.real
+        if most is None or length <= most:
+            return length
+        return max(self.options.least, most // 2 if step % 2 else most)
+
     def pairs(self, step: int, pairs: int) -> int:
         """Pairs of a step: ``pairs``, or as many as have the tokens of so many of mean length."""
-        if self.options.equal == "pairs":
+        if self.options.equal == "pairs" or not self[step]:
             return pairs
-        return max(1, round(pairs * self.mean / self[step]))
+        return max(1, min(pairs, round(pairs * self.options.least / self.real(step))))
 
     @cached_property
     def mean(self) -> float:
@@ -69,11 +83,31 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class LongBatch:
+    """The texts of a step."""
+
+    rows: list[int]
+    """The short pairs that they were made from."""
+    texts: list[str]
+    """First texts, then second ones, then as many of prose alone as there are more."""
+    spans: list[tuple[int, int]]
+    """Of each text the tokens of the sentence that counts, from and to; (0, 0) in prose."""
+    reads: NDArray[np.bool_] | None = None
+    """Which texts' prose each one reads too, (texts, texts); None: each reads itself alone."""
+
+
+@dataclass(frozen=True)
 class LongSteps:
-    """A run's pairs as long ones, built step by step: nothing long is kept."""
+    """A run's pairs as long ones, built step by step: nothing long is kept.
+
+    Args:
+        prose: texts of prose alone that a step of virtual texts has beside its pairs'. With any,
+            they are all that is lent: an average of windows can read no part of one.
+    """
 
     builder: Builder
     lengths: Lengths
+    prose: int = 0
 
     def __post_init__(self) -> None:
         if self.builder.construction == "composite":
@@ -81,15 +115,22 @@ class LongSteps:
                 "A composite's score is not its first pair's, so that none is trained on: choose "
                 "another construction, and evaluate on composites."
             )
+        if self.lengths.options.real is not None and self.builder.construction == "repeat":
+            raise TwinlineError("repeat has no prose to lend: leave out real.")
 
-    def __call__(self, step: int, rows: Sequence[int]) -> tuple[list[int], list[str], list[str]]:
-        """The pairs of a step, of those in ``rows``, and both their texts.
+    def __call__(self, step: int, rows: Sequence[int]) -> LongBatch:
+        """The texts of a step, made of those pairs in ``rows`` that fit.
 
         Left out are pairs with a sentence longer than the step's texts; if all are, the whole step
         takes the shortest length that one of them fits into.
         """
-        length = self.lengths[step]
+        virtual = self.lengths[step]
         rows = rows[: self.lengths.pairs(step, len(rows))]
+        if not virtual:
+            pairs = self.builder.pairs
+            texts = [side[row] for side in (pairs.sentence1, pairs.sentence2) for row in rows]
+            return LongBatch(list(rows), texts, [(0, 0)] * len(texts))
+        length = self.lengths.real(step)
         while True:
             made = {}
             for row in rows:
@@ -100,8 +141,20 @@ class LongSteps:
             if made:
                 break
             length *= 2
-        texts = [(pair.text1, pair.text2) for pair in made.values()]
-        return list(made), [first for first, _ in texts], [second for _, second in texts]
+        texts = [pair.text1 for pair in made.values()] + [pair.text2 for pair in made.values()]
+        spans = [pair.spans[side] for side in (0, 1) for pair in made.values()]
+        if virtual <= length:
+            return LongBatch(list(made), texts, spans)
+        random = np.random.default_rng((self.lengths.seed, step, 1))
+        prose = [self.builder.prose(length, step, number) for number in range(self.prose)]
+        lenders = np.arange(len(texts), len(texts) + self.prose) if prose else np.arange(len(texts))
+        share = 1.0 if prose else 1 - np.mean([end - start for start, end in spans]) / length
+        many = round((virtual - length) / (length * share))
+        reads = np.zeros((len(texts) + len(prose),) * 2, dtype=np.bool_)
+        for i in range(len(texts)):
+            others = lenders[lenders != i]
+            reads[i, random.permutation(others)[:many]] = True
+        return LongBatch(list(made), texts + prose, spans + [(0, 0)] * len(prose), reads)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -112,4 +165,5 @@ class LongSteps:
             "construction": self.builder.construction,
             "carrier": self.builder.carrier and self.builder.carrier.name,
             "seeds": [self.lengths.seed, self.builder.seed],
+            "prose": self.prose,
         }

@@ -1,6 +1,8 @@
-"""Losses over a query's candidates: contrast in the batch, and a teacher's whole ranking."""
+"""Losses beside the scores': contrast in the batch, a teacher's ranking, what a pooling looks at."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -42,3 +44,27 @@ def listwise(scores: Tensor, teacher: Tensor, temperature: float = 0.05) -> Tens
     own = F.log_softmax((scores / temperature).masked_fill(~known, least), dim=-1)
     goal = F.softmax((teacher / temperature).masked_fill(~known, least), dim=-1)
     return (torch.xlogy(goal, goal) - goal * own).sum(dim=-1).mean()
+
+
+def overlooked(weights: Sequence[Tensor], spans: Tensor, length: int) -> Tensor:
+    """Negative log of the share of a pooling's weights that lies on what counts.
+
+    Args:
+        weights: a learned pooling's, layer by layer, (texts, heads, length), or where texts lend
+            one another their prose (texts, heads, texts * length).
+        spans: (texts, 2), what counts in each text, from and to; texts whose is empty do not count.
+        length: of the padded texts.
+    Returns: a scalar, the mean over texts, heads and layers.
+    """
+    place = torch.arange(length, device=spans.device)
+    inside = (place >= spans[:, :1]) & (place < spans[:, 1:])  # (texts, length)
+    some = torch.nonzero(spans[:, 1] > spans[:, 0]).squeeze(1)
+    lost = []
+    for layer in weights:
+        if layer.shape[-1] == length:
+            own = layer[some]
+        else:
+            own = layer.unflatten(-1, (len(spans), length))[some, :, some]
+        share = (own * inside[some, None]).sum(dim=-1)  # (some, heads)
+        lost.append(-torch.log(share.clamp_min(1e-9)).mean())
+    return torch.stack(lost).mean()

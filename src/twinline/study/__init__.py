@@ -1,0 +1,1 @@
+"""The length study: a grid of runs, one run, what it measures, and the report."""

@@ -1,0 +1,178 @@
+"""The report's pictures, as SVG text that stands in the page."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .table import Table, by_place
+
+COLOURS = {
+    "softmax-cut512": "#9a9a9a",
+    "softmax-windows512": "#555555",
+    "softmax-full": "#000000",
+    "linear": "#d1495b",
+    "hybrid": "#00798c",
+    "hybrid-off": "#7fc4cf",
+    "lightning": "#edae49",
+}
+
+
+def drawn(paint: Callable[[Any], None], width: float = 6.4, height: float = 3.8) -> str:
+    """An SVG of what ``paint`` puts on the axes, without a date or random names in it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    settings = {"svg.hashsalt": "twinline", "font.size": 9, "axes.spines.top": False,
+                "axes.spines.right": False, "svg.fonttype": "path"}  # fmt: skip
+    with pyplot.rc_context(settings):
+        figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
+        paint(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        pyplot.close(figure)
+    text = buffer.getvalue()
+    return re.sub(r"[ \t]+$", "", text[text.index("<svg") :], flags=re.M)
+
+
+def by_length(table: Table, pooling: str, train_length: int | None, **wanted: Any) -> str:
+    """Pearson against the evaluation length: means as lines, seeds as points."""
+
+    def paint(axes: Any) -> None:
+        for arm in table.names("arm"):
+            rows = table.find(arm=arm, pooling=pooling, **wanted)
+            trained = {r["train_length"] for r in rows}
+            if not trained:
+                continue
+            at = train_length if train_length in trained else max(trained)
+            rows = [r for r in rows if r["train_length"] == at and r["eval_length"]]
+            lengths = sorted({r["eval_length"] for r in rows})
+            if not lengths:
+                continue
+            colour = COLOURS.get(arm)
+            means = [
+                np.mean([r["pearson"] for r in rows if r["eval_length"] == n]) for n in lengths
+            ]
+            label = arm if at == train_length else f"{arm} (trained to {at:,})"
+            axes.plot(lengths, means, color=colour, label=label, lw=1.8)
+            axes.plot([r["eval_length"] for r in rows], [r["pearson"] for r in rows], ".",
+                      color=colour, ms=5, alpha=0.7)  # fmt: skip
+        if train_length:
+            axes.axvline(train_length, color="#bbbbbb", ls=":", lw=1)
+            axes.text(train_length, 0.02, " longest trained on", color="#888888", fontsize=8)
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("tokens of each text")
+        axes.set_ylabel("Pearson correlation")
+        axes.set_ylim(min(0.0, axes.get_ylim()[0]), 0.95)
+        plain_powers(axes)
+        axes.legend(frameon=False, fontsize=8)
+        axes.grid(alpha=0.25)
+
+    return drawn(paint)
+
+
+def plain_powers(axes: Any) -> None:
+    """Ticks of a length axis as numbers, not as powers of two."""
+    from matplotlib.ticker import FuncFormatter
+
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+
+
+def curves(table: Table, against: str, pooling: str) -> str:
+    """Validation Pearson against one cost, a line a run, stages one after the other."""
+
+    def paint(axes: Any) -> None:
+        told = set()
+        for head, length, curve in table.curves:
+            if head["pooling"] != pooling:
+                continue
+            colour = COLOURS.get(head["arm"])
+            points = [p for p in curve if p[against] > 0]
+            style = {0: "-"}.get(head["seed"], "-")
+            axes.plot([p[against] for p in points], [p["pearson"] for p in points], style,
+                      color=colour, lw=1.3, alpha=0.85,
+                      label=None if head["arm"] in told else head["arm"])  # fmt: skip
+            told.add(head["arm"])
+            if points:
+                axes.annotate(f"{length:,}", (points[-1][against], points[-1]["pearson"]),
+                              fontsize=7, color=colour)  # fmt: skip
+        axes.set_xlabel({"flops": "floating-point operations"}.get(against, against)
+                        + " so far, transfer counted")  # fmt: skip
+        axes.set_ylabel("validation Pearson at the stage's length")
+        if told:
+            axes.legend(frameon=False, fontsize=8)
+        axes.grid(alpha=0.25)
+
+    return drawn(paint)
+
+
+def pareto(table: Table, pooling: str, length: int, **wanted: Any) -> str:
+    """Pearson against the pairs that a second scores, at one length."""
+
+    def paint(axes: Any) -> None:
+        for arm in table.names("arm"):
+            rows = table.find(arm=arm, pooling=pooling, eval_length=length, **wanted)
+            if not rows:
+                continue
+            most = max(r["train_length"] for r in rows)
+            rows = [r for r in rows if r["train_length"] == most]
+            speed = [r["pairs"] / max(r["seconds"], 1e-3) for r in rows]
+            axes.plot(speed, [r["pearson"] for r in rows], "o", color=COLOURS.get(arm), label=arm)
+        axes.set_xscale("log")
+        axes.set_xlabel(f"pairs of {length:,} tokens scored a second")
+        axes.set_ylabel("Pearson correlation")
+        axes.legend(frameon=False, fontsize=8)
+        axes.grid(alpha=0.25, which="both")
+
+    return drawn(paint)
+
+
+def costs(table: Table, **wanted: Any) -> str:
+    """Seconds a pair against length."""
+
+    def paint(axes: Any) -> None:
+        for arm in table.names("arm"):
+            rows = [r for r in table.find(arm=arm, pooling="latent", **wanted) if r["eval_length"]]
+            lengths = sorted({r["eval_length"] for r in rows})
+            if not lengths:
+                continue
+            each = [
+                np.median([r["seconds"] / r["pairs"] for r in rows if r["eval_length"] == n])
+                for n in lengths
+            ]
+            axes.plot(lengths, each, "o-", color=COLOURS.get(arm), label=arm, ms=3)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel("tokens of each text")
+        axes.set_ylabel("seconds a pair")
+        plain_powers(axes)
+        axes.legend(frameon=False, fontsize=8)
+        axes.grid(alpha=0.25, which="both")
+
+    return drawn(paint)
+
+
+def places(table: Table, pooling: str, length: int, **wanted: Any) -> str:
+    """Pearson by where in the text the sentences stand."""
+
+    def paint(axes: Any) -> None:
+        for arm in table.names("arm"):
+            rows = table.find(arm=arm, pooling=pooling, eval_length=length, **wanted)
+            if not rows:
+                continue
+            most = max(r["train_length"] for r in rows)
+            parts = np.array([by_place(table, r) for r in rows if r["train_length"] == most])
+            axes.plot(range(4), parts.mean(axis=0), "o-", color=COLOURS.get(arm), label=arm, ms=4)
+        axes.set_xticks(range(4), ["first quarter", "second", "third", "last"])
+        axes.set_ylabel(f"Pearson at {length:,} tokens")
+        axes.set_xlabel("mean place of the pair's two sentences")
+        axes.legend(frameon=False, fontsize=8)
+        axes.grid(alpha=0.25)
+
+    return drawn(paint)

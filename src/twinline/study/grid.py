@@ -1,0 +1,234 @@
+"""The grid of a study: one YAML file, checked before anything starts, and the runs it means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..data.long import CONSTRUCTIONS
+from ..errors import TwinlineError
+from ..files import fingerprint
+from ..options import (
+    DistillOptions,
+    LengthOptions,
+    ModelOptions,
+    TeachOptions,
+    TransferOptions,
+    at_least,
+    read_recipe,
+)
+
+POOLINGS = ("mean", "latent")
+WINDOW = 512
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an arm is: how it reads in training, and what else is evaluated of its weights."""
+
+    attention: str
+    windows: int | None = None
+    """Read in windows of so many tokens whose vectors are averaged."""
+    virtual: bool = True
+    """Long texts of training may be virtual; where not, every text is read whole."""
+    also: tuple[str, ...] = ()
+    """Arms that are this one's weights read in another way."""
+
+
+ARMS = {
+    "softmax-full": Kind("softmax", virtual=False, also=("softmax-cut512",)),
+    "softmax-windows512": Kind("softmax", windows=WINDOW),
+    "linear": Kind("linear"),
+    "hybrid": Kind("hybrid", also=("hybrid-off",)),
+    "lightning": Kind("lightning"),
+}
+"""Arms that are trained. ``softmax-cut512`` is softmax-full that reads the first 512 tokens,
+``hybrid-off`` hybrid with its linear branch switched off."""
+
+
+def choice(name: str, values: tuple[Any, ...], allowed: tuple[Any, ...] | dict[str, Any]) -> None:
+    """Refuse values that are not allowed, or twice there."""
+    for value in values:
+        if value not in allowed:
+            known = ", ".join(str(a) for a in allowed)
+            raise TwinlineError(f"{name} must be among {known}, not {value!r}.")
+    if len(set(values)) < len(values):
+        raise TwinlineError(f"{name} names something twice: {', '.join(map(str, values))}.")
+
+
+@dataclass(frozen=True)
+class ArmOptions:
+    """One arm of a study."""
+
+    name: str = "linear"
+    """softmax-full, softmax-windows512, linear, hybrid or lightning."""
+    seeds: tuple[int, ...] = (0,)
+    """Draws of data order, carriers, places and dropout; the same for every arm."""
+    poolings: tuple[str, ...] = POOLINGS
+    """mean, latent."""
+    model: ModelOptions = field(default_factory=ModelOptions)
+    """Feature map, block size and so on; attention and pooling are the arm's."""
+    real: int = 256
+    """Longest text that is really read in training; a longer one is virtual (where that can be)."""
+    train_lengths: tuple[int, ...] = ()
+    """Stages of this arm; none given: the study's."""
+
+    def __post_init__(self) -> None:
+        choice("an arm's name", (self.name,), ARMS)
+        choice("poolings", self.poolings, POOLINGS)
+        if not self.seeds or not self.poolings:
+            raise TwinlineError(f"The arm {self.name} needs at least one seed and one pooling.")
+
+
+@dataclass(frozen=True)
+class TestOptions:
+    """One set of long pairs that every finished stage, or only the last, is scored on."""
+
+    construction: str = "context"
+    """context, keyed, shared, repeat, composite, or native: the pairs as they are."""
+    lengths: tuple[int, ...] = (0,)
+    """Tokens of each text; 0 for native."""
+    carrier: str | None = None
+    """Prose, if not the study's: novels, qmsum, squality, qnli, or a file."""
+    pairs: int | None = None
+    """So many fixed pairs of the split; None: all."""
+    last: bool = True
+    """Only after the last stage."""
+    arms: tuple[str, ...] = ()
+    """Only these arms; none given: all."""
+
+    def __post_init__(self) -> None:
+        choice("construction", (self.construction,), (*CONSTRUCTIONS, "native"))
+        if (self.construction == "native") != (self.lengths == (0,)):
+            raise TwinlineError("native pairs have lengths [0], long ones lengths above 0.")
+        known = (*ARMS, *(name for kind in ARMS.values() for name in kind.also))
+        choice("a test's arms", self.arms, known)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A study: kind x training length x evaluation length x construction x pooling x seed."""
+
+    name: str = "study"
+    """Names its results."""
+    base: str = "all-MiniLM-L6-v2"
+    """The encoder that every arm starts from."""
+    data: str = "stsb"
+    """The pairs."""
+    carrier: str = "novels"
+    """The prose that long pairs are made of."""
+    construction: str = "context"
+    """What is trained on."""
+    teach: TeachOptions = field(default_factory=TeachOptions)
+    """The teacher's cross-encoder."""
+    twin: DistillOptions = field(default_factory=DistillOptions)
+    """The softmax twin on the labels: the teacher's other half."""
+    softmax: DistillOptions = field(default_factory=DistillOptions)
+    """The softmax student of both: the native yardstick, and what match draws vectors to."""
+    transfer: TransferOptions = field(default_factory=TransferOptions)
+    """Attention transfer of every kind that has any."""
+    transfer_texts: tuple[str, ...] = ("stsb",)
+    """What it reads."""
+    train: DistillOptions = field(default_factory=DistillOptions)
+    """Every stage's training; its epochs are not used."""
+    lengths: LengthOptions = field(default_factory=LengthOptions)
+    """How lengths are drawn; greatest and real are set by stage and arm."""
+    train_lengths: tuple[int, ...] = (128, 512, 2048)
+    """The longest texts of the stages, each warm-started from the one before."""
+    steps: tuple[int, ...] = (300, 300, 300)
+    """Steps of each stage."""
+    curve_pairs: int = 100
+    """Fixed validation pairs of the longest length of a stage, for its curve."""
+    dtype: Literal["float32", "bfloat16", "int8", "auto"] = "float32"
+    """Numbers that tests are scored with; curves and validation always in fp32."""
+    arms: tuple[ArmOptions, ...] = (ArmOptions(),)
+    """What is compared."""
+    validation: tuple[TestOptions, ...] = ()
+    """What things are chosen on."""
+    test: tuple[TestOptions, ...] = ()
+    """What is reported."""
+
+    def __post_init__(self) -> None:
+        choice("construction", (self.construction,), CONSTRUCTIONS)
+        at_least(self, 2, "curve_pairs")
+        if not self.arms:
+            raise TwinlineError("arms must name at least one arm.")
+        if len(self.steps) != len(self.train_lengths):
+            raise TwinlineError(
+                f"steps must be one number for each of {len(self.train_lengths)} train_lengths, "
+                f"not {self.steps}."
+            )
+        replace(self.lengths, greatest=self.train_lengths)  # refuses what does not rise
+        keys = [run.key for run in self.runs()]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise TwinlineError(f"arms name the run {twice[0]} twice.")
+
+    def runs(self) -> Iterator[RunPlan]:
+        """Every run, first seeds of all arms first, so that a stopped study compares something."""
+        most = max(len(arm.seeds) for arm in self.arms)
+        for place in range(most):
+            for pooling in reversed(POOLINGS):
+                for arm in self.arms:
+                    if pooling in arm.poolings and place < len(arm.seeds):
+                        yield RunPlan(self, arm, pooling, arm.seeds[place])
+
+    @property
+    def teacher_identity(self) -> str:
+        """What the teacher and the softmax student depend on."""
+        own = [self.base, self.data, self.teach, self.twin, self.softmax]
+        return fingerprint(map(str, own))[:8]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One run: an arm with a pooling and a seed, through all stages, and all its tests."""
+
+    grid: Grid
+    arm: ArmOptions
+    pooling: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.arm.name}-{self.pooling}-{self.seed}"
+
+    @property
+    def kind(self) -> Kind:
+        return ARMS[self.arm.name]
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        return self.arm.train_lengths or self.grid.train_lengths
+
+    @property
+    def model(self) -> ModelOptions:
+        return replace(self.arm.model, attention=self.kind.attention, pooling=self.pooling)
+
+    @property
+    def identity(self) -> str:
+        """What the run's results depend on; those of another are refused, not mixed."""
+        grid = asdict(self.grid)
+        for name in ("name", "arms"):
+            grid.pop(name)
+        arm = asdict(self.arm)
+        arm.pop("seeds")
+        arm.pop("poolings")
+        return fingerprint([str(grid), str(arm), self.pooling, str(self.seed)])[:12]
+
+    def tests(self, last: bool) -> Iterator[tuple[str, str, TestOptions]]:
+        """Split, arm (its own, or one that reads its weights otherwise) and test after a stage."""
+        for split, tests in (("validation", self.grid.validation), ("test", self.grid.test)):
+            for test in tests:
+                for name in (self.arm.name, *self.kind.also):
+                    if (last or not test.last) and (not test.arms or name in test.arms):
+                        yield split, name, test
+
+
+def read_grid(path: str | Path) -> Grid:
+    """The grid in a YAML file.
+
+    Raises: TwinlineError naming the key and what is allowed.
+    """
+    return read_recipe(Grid, path)

@@ -1,0 +1,146 @@
+"""What a grid would take, said before anything starts, and the runs one after the other."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..conversion import convert
+from ..data import load
+from ..encoder import Encoder
+from ..errors import TwinlineError
+from ..machine import keep_memory
+from .grid import Grid, RunPlan, read_grid
+from .run import Results, Workshop, lengths_of, read_lines, run_one
+
+TRIAL = 4096
+"""Tokens that the machine's speed is measured with."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens a second on this machine."""
+
+    training: float
+    encoding: float
+
+
+def measure(grid: Grid) -> Speed:
+    """A training step and an encoding pass of the base with linear attention, timed."""
+    keep_memory()
+    encoder = Encoder(convert(grid.base, attention="linear"), dtype="float32")
+    ids = [[int(i) for i in row] for row in torch.randint(1000, 2000, (TRIAL // 256, 256))]
+    half = grid.train.precision == "bf16"
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = encoder.embed(ids).square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.Module.zero_grad(encoder.model)
+
+    quick = Encoder(encoder.model, encoder.tokenizer, dtype=grid.dtype)
+    seconds = []
+    for work in (step, lambda: quick.encode_ids(ids)):
+        work()
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return Speed(TRIAL / seconds[0], TRIAL / seconds[1])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will read, and how long that takes."""
+
+    run: RunPlan
+    training: int
+    """Tokens."""
+    testing: int
+    seconds: float
+
+
+def estimate(plan: RunPlan, speed: Speed, pairs: dict[str, int]) -> Estimate:
+    """From lengths and steps alone; softmax over whole long texts is slower than said here."""
+    training = testing = 0
+    for stage, length in enumerate(plan.stages):
+        lengths = lengths_of(plan, stage)
+        for step in range(plan.grid.steps[stage]):
+            native = not lengths[step]
+            each = 20 if native else lengths.real(step)
+            training += 2 * lengths.pairs(step, plan.grid.train.pairs) * each
+        for split, name, test in plan.tests(last=stage == len(plan.stages) - 1):
+            count = min(test.pairs or pairs[split], pairs[split])
+            cut = 512 if name == "softmax-cut512" else max(*test.lengths, 20)
+            testing += sum(2 * count * min(n or 20, cut) for n in test.lengths)
+        curve = plan.grid.train.evaluate_every or plan.grid.steps[stage]
+        evaluations = 1 + plan.grid.steps[stage] // curve
+        training += 2 * plan.grid.curve_pairs * length * evaluations // 3
+    return Estimate(plan, training, testing, training / speed.training + testing / speed.encoding)
+
+
+def results_folder(grid: Grid, results: Path) -> Path:
+    return results / grid.name
+
+
+def finished(plan: RunPlan, folder: Path) -> bool:
+    """Whether a run's file is there.
+
+    Raises: TwinlineError if it is of another version of the grid.
+    """
+    file = folder / f"{plan.key}.jsonl"
+    if not file.is_file():
+        return False
+    Results(file, plan)
+    return True
+
+
+def plan_text(path: Path, results: Path) -> str:
+    """The runs of a grid as a table, with what each reads and takes on this machine."""
+    grid = read_grid(path)
+    folder = results_folder(grid, results)
+    speed = measure(grid)
+    pairs = {split: len(load(grid.data, split)) for split in ("validation", "test")}
+    lines = ["| run | training tokens | test tokens | hours | |", "|---|---|---|---|---|"]
+    left = 0.0
+    for plan in grid.runs():
+        made = estimate(plan, speed, pairs)
+        done = finished(plan, folder)
+        left += 0.0 if done else made.seconds
+        lines.append(
+            f"| {plan.key} | {made.training:,} | {made.testing:,} | {made.seconds / 3600:.2f} | "
+            f"{'done' if done else ''} |"
+        )
+    lines.append("")
+    lines.append(
+        f"{left / 3600:.1f} hours to go, at {speed.training:,.0f} tokens a second in training and "
+        f"{speed.encoding:,.0f} in tests as measured just now; besides, once, the teacher and the "
+        "softmax student."
+    )
+    return "\n".join(lines)
+
+
+def run_grid(path: Path, results: Path, work: Path, only: tuple[str, ...] = ()) -> list[str]:
+    """Run what is not finished. Returns: the keys of the runs that this call finished.
+
+    Args:
+        only: keys of runs, if not all.
+    Raises: TwinlineError as ``read_grid`` and ``Results``, or for a key that is no run's.
+    """
+    grid = read_grid(path)
+    folder = results_folder(grid, results)
+    plans = list(grid.runs())
+    known = [plan.key for plan in plans]
+    for key in only:
+        if key not in known:
+            raise TwinlineError(f"{path} has no run {key!r}; it has {', '.join(known)}.")
+    read_lines(folder / "pairs.jsonl")
+    todo = [p for p in plans if not finished(p, folder) and (not only or p.key in only)]
+    print(f"{len(todo)} of {len(plans)} runs to do", flush=True)
+    shop = Workshop(grid, work)
+    for plan in todo:
+        run_one(plan, shop, folder)
+    return [plan.key for plan in todo]

@@ -1,0 +1,442 @@
+"""The report of a study: flat rows, one self-contained page, and README's answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import TwinlineError
+from ..files import into_marks, write_whole
+from ..statistics import Correlation
+from . import figures
+from .measure import SHARES, TARGETS, PowerLaw, power_law, reached
+from .table import LINEAR_TIME, Table, flat, unseen
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  color: #222; }
+table { border-collapse: collapse; font-size: 0.85rem; margin: 1rem 0; display: block;
+  overflow-x: auto; }
+td, th { padding: 0.2rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; }
+td:first-child, th:first-child { text-align: left; }
+figure { margin: 1rem 0; } svg { max-width: 100%; height: auto; }
+figcaption, .command { color: #555; font-size: 0.85rem; }
+code { background: #f4f4f4; padding: 0.1rem 0.3rem; }
+.answer { background: #f6f3ea; padding: 0.5rem 1.2rem; border-left: 4px solid #d1495b; }
+</style></head><body>
+<h1>{{ title }}</h1>
+<div class="answer">{% for sentence in answer %}<p>{{ sentence }}</p>{% endfor %}</div>
+{% for part in parts %}
+<h2>{{ part.title }}</h2>
+{% for text in part.texts %}<p>{{ text }}</p>{% endfor %}
+{% for picture in part.pictures %}<figure>{{ picture.svg | safe }}
+<figcaption>{{ picture.caption }}</figcaption></figure>{% endfor %}
+{% for table in part.tables %}<table><caption>{{ table.caption }}</caption>
+<tr>{% for cell in table.head %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
+</table>{% endfor %}
+<p class="command">Run it again: <code>{{ part.command }}</code></p>
+{% endfor %}
+<p class="command">Machine: {{ machines }}.</p>
+</body></html>
+"""
+
+
+def make(name: str | None, results: Path, docs: Path) -> list[Path]:
+    """Write RESULTS/NAME.json and DOCS/NAME/index.html; for ``study`` README's answer too.
+
+    Raises: TwinlineError if no run is finished, or the extra ``report`` is not installed.
+    """
+    try:
+        import jinja2
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise TwinlineError(
+            f"The report needs {error.name}: pip install 'twinline[report]'."
+        ) from error
+    folder = results / name if name else newest(results)
+    table = Table.read(folder)
+    written = [results / f"{folder.name}.json", docs / folder.name / "index.html"]
+    write_whole(written[0], json.dumps(flat(table.rows), indent=0) + "\n")
+    answer = conclusion(table)
+    parts = [p for p in sections(table) if p is not None]
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True)
+    page = environment.from_string(PAGE).render(
+        title="Linear attention beyond 512 tokens: STS-B in long texts",
+        answer=answer,
+        parts=parts,
+        machines="; ".join(table.names("machine")),
+    )
+    write_whole(written[1], page)
+    pooling = "latent" if "latent" in table.names("pooling") else "mean"
+    picture = docs / folder.name / "pearson.svg"
+    split = reported_split(table)
+    write_whole(
+        picture, figures.by_length(table, pooling, longest(table), **main_test(table, split))
+    )
+    written.append(picture)
+    if folder.name == "study":
+        into_marks(Path("README.md"), "study", "\n".join(f"{one}\n" for one in answer).strip())
+    return written
+
+
+def newest(results: Path) -> Path:
+    """The folder of the grid whose results are newest.
+
+    Raises: TwinlineError if there is none.
+    """
+    found = sorted(results.glob("*/pairs.jsonl"), key=lambda f: f.stat().st_mtime)
+    if not found:
+        raise TwinlineError(
+            f"{results} holds no results of a study: give twinline study run a grid first."
+        )
+    return found[-1].parent
+
+
+def longest(table: Table) -> int:
+    """The longest length trained on."""
+    return max(r["train_length"] for r in table.rows)
+
+
+def reported_split(table: Table) -> str:
+    return "test" if "test" in table.names("split") else "validation"
+
+
+def main_test(table: Table, split: str) -> dict[str, Any]:
+    """What is asked above all: ``context`` on the study's own prose."""
+    for row in table.rows:
+        if row["construction"] == "context":
+            return {"construction": "context", "carrier": row["carrier"], "split": split}
+    raise TwinlineError("No test of the construction context is finished: the report needs one.")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def interval(found: Correlation | None) -> str:
+    return "–" if found is None else f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def amount(value: float) -> str:
+    """A cost with three digits and a unit."""
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"
+
+
+def chosen_student(table: Table) -> tuple[str, str] | None:
+    """The linear-time arm and pooling best on validation, at the longest length there."""
+    best = None
+    at = main_test(table, "validation")
+    lengths = [n for n in table.lengths(**at) if n]
+    for arm in LINEAR_TIME:
+        for pooling in table.names("pooling"):
+            for length in reversed(lengths):
+                value = table.mean(
+                    arm=arm, pooling=pooling, eval_length=length, train_length=longest(table), **at
+                )
+                if value is not None and (best is None or (length, value) > best[:2]):
+                    best = (length, value, arm, pooling)
+                if value is not None:
+                    break
+    return best and (best[2], best[3])
+
+
+def yardstick(table: Table) -> float | None:
+    """The softmax student's Pearson on the native pairs of the reported split."""
+    split = reported_split(table)
+    return table.mean(arm="softmax-native", construction="native", split=split)
+
+
+def conclusion(table: Table) -> list[str]:
+    """Plain words, each with the numbers that carry it."""
+    split, said = reported_split(table), []
+    at = main_test(table, split)
+    student, native = chosen_student(table), yardstick(table)
+    most = longest(table)
+    if student is None:
+        return ["No linear-time arm is finished yet; the tables below show what is."]
+    arm, pooling = student
+    lengths = [n for n in table.lengths(arm=arm, pooling=pooling, train_length=most, **at) if n]
+
+    def value(name: str, length: int) -> float | None:
+        return table.mean(arm=name, pooling=pooling, eval_length=length, train_length=most, **at)
+
+    told = ", ".join(
+        f"{number(value(arm, n))}{kept(value(arm, n), native)} at {n:,} tokens" for n in lengths
+    )
+    base = (
+        ""
+        if native is None
+        else (
+            f" The softmax student reads the unmodified pairs at {native:.3f}; in brackets is what is "
+            "kept of that."
+        )
+    )
+    said.append(
+        f"Best linear-time student (chosen on validation): {arm} with {pooling} pooling, trained "
+        f"on texts of up to {most:,} tokens. Its {split} Pearson on sentences in unrelated prose: "
+        f"{told}.{base}"
+    )
+    lines = [n for n in lengths if value("linear", n) is not None]
+    if lines and arm != "linear":
+        gaps = ", ".join(
+            f"{(value('linear', n) or 0) - (value(arm, n) or 0):+.3f} at {n:,}" for n in lines
+        )
+        told = ", ".join(f"{number(value('linear', n))} at {n:,}" for n in lines)
+        said.append(f"linear by itself: {told}; against {arm}: {gaps}.")
+    else:
+        costs = [
+            (head, reached(curve, 0.75).costs) for head, length, curve in table.curves
+            if head["arm"] == "linear" and head["pooling"] == pooling and length == most
+        ]  # fmt: skip
+        reach = [c["tokens"] for _, c in costs if c]
+        said.append(
+            "linear by itself is that student; it "
+            + (
+                f"reached 0.75 on validation texts of {most:,} tokens after "
+                f"{amount(float(np.mean(reach)))} training tokens."
+                if reach
+                else f"did not reach 0.75 on validation texts of {most:,} tokens."
+            )
+        )
+    for other in ("softmax-windows512", "softmax-cut512"):
+        differences = []
+        for n in lengths:
+            theirs = [r["train_length"] for r in table.find(arm=other, pooling=pooling,
+                                                            eval_length=n, **at)]  # fmt: skip
+            if theirs:
+                found = table.difference(
+                    {"arm": arm, "pooling": pooling, "eval_length": n, "train_length": most, **at},
+                    {"arm": other, "pooling": pooling, "eval_length": n,
+                     "train_length": max(theirs), **at},
+                )  # fmt: skip
+                if found:
+                    differences.append(f"{interval(found)} at {n:,}")
+        if differences:
+            said.append(f"Against {other}: {'; '.join(differences)}.")
+    return said
+
+
+def kept(value: float | None, native: float | None) -> str:
+    return "" if value is None or native is None else f" ({value / native:.0%})"
+
+
+def sections(table: Table) -> list[dict[str, Any] | None]:
+    """The page's parts in their order."""
+    return [
+        length_part(table),
+        difference_part(table),
+        curve_part(table),
+        cost_part(table),
+        law_part(table),
+        place_part(table),
+        other_part(table),
+        native_part(table),
+    ]
+
+
+def part(title: str, command: str = "", **filled: Any) -> dict[str, Any]:
+    empty = {"texts": [], "pictures": [], "tables": []}
+    command = command or "twinline study run recipes/study.yaml && twinline study report study"
+    return {"title": title, "command": command, **empty, **filled}
+
+
+def pearson_table(table: Table, **wanted: Any) -> dict[str, Any] | None:
+    """Pearson by arm (rows) and evaluation length (columns): mean and, of several seeds, range."""
+    lengths = [n for n in table.lengths(**wanted)]
+    rows = []
+    for pooling in table.names("pooling"):
+        for arm in table.names("arm"):
+            for trained in sorted({r["train_length"] for r in table.find(arm=arm, pooling=pooling,
+                                                                        **wanted)}):  # fmt: skip
+                cells = []
+                for length in lengths:
+                    found = table.find(arm=arm, pooling=pooling, train_length=trained,
+                                       eval_length=length, **wanted)  # fmt: skip
+                    values = [r["pearson"] for r in found]
+                    cell = "–" if not values else f"{np.mean(values):.3f}"
+                    if len(values) > 1:
+                        cell += f" ({min(values):.3f}–{max(values):.3f}, {len(values)} seeds)"
+                    cells.append(cell)
+                rows.append([f"{arm}, {pooling}", f"{trained:,}", *cells])
+    if not rows:
+        return None
+    head = ["arm, pooling", "trained to", *(f"{n:,}" if n else "native" for n in lengths)]
+    named = ", ".join(str(v) for v in wanted.values() if v)
+    return {"caption": f"Pearson, {named}; tokens of each text in the head", "head": head,
+            "rows": rows}  # fmt: skip
+
+
+def length_part(table: Table) -> dict[str, Any]:
+    split = reported_split(table)
+    pictures = [
+        {
+            "svg": figures.by_length(table, pooling, longest(table), **main_test(table, split)),
+            "caption": f"{pooling} pooling, {split} split; lines are means over seeds, points "
+            "seeds.",
+        }
+        for pooling in table.names("pooling")
+        if pooling in ("mean", "latent")
+    ]
+    tables = [pearson_table(table, **main_test(table, s)) for s in table.names("split")]
+    return part(
+        "Pearson against length", pictures=pictures, tables=[t for t in tables if t],
+        texts=["Each text is a sentence of an STS-B pair at a random place in a stretch of prose "
+               "of its own, exactly so many tokens long (docs/long-pairs.md)."],
+    )  # fmt: skip
+
+
+def difference_part(table: Table) -> dict[str, Any] | None:
+    split = reported_split(table)
+    at = main_test(table, split)
+    rows = []
+    for pooling in ("latent", "mean"):
+        for arm in ("linear", "hybrid", "lightning"):
+            for other in ("softmax-windows512", "softmax-cut512", "hybrid-off", "softmax-full"):
+                for length in [n for n in table.lengths(**at) if n]:
+                    sides = []
+                    for name in (arm, other):
+                        found = table.find(arm=name, pooling=pooling, eval_length=length, **at)
+                        trained = max((r["train_length"] for r in found), default=None)
+                        sides.append({"arm": name, "pooling": pooling, "eval_length": length,
+                                      "train_length": trained, **at})  # fmt: skip
+                    made = table.difference(sides[0], sides[1])
+                    if made is not None:
+                        rows.append([f"{arm} − {other}", pooling, f"{length:,}", interval(made)])
+    if not rows:
+        return None
+    head = ["difference", "pooling", "tokens", "Pearson, 95 % interval"]
+    return part(
+        "Differences", tables=[{"caption": f"{split} split", "head": head, "rows": rows}],
+        texts=["Means over seeds, bootstrapped over pairs; every arm as trained to its longest "
+               "length. softmax-cut512 and softmax-full are trained to 512 tokens. hybrid − "
+               "hybrid-off is what the linear branch is worth: the same weights, the branch "
+               "switched off."],
+    )  # fmt: skip
+
+
+def curve_part(table: Table) -> dict[str, Any]:
+    pictures = [
+        {"svg": figures.curves(table, against, pooling),
+         "caption": f"{pooling} pooling; at each curve's end the length that its stage reached."}
+        for pooling in ("latent", "mean") if pooling in table.names("pooling")
+        for against in ("steps", "tokens", "seconds", "flops")
+    ]  # fmt: skip
+    rows = []
+    for head, length, curve in table.curves:
+        final = curve[-1]["pearson"]
+        for label, target in [
+            *((f"{share:.0%} of its own {final:.3f}", share * final) for share in SHARES),
+            *((f"{t:.2f}", t) for t in TARGETS),
+        ]:
+            costs = reached(curve, target).costs
+            cells = ["not reached"] + ["–"] * 4 if costs is None else [
+                amount(costs[name]) for name in ("steps", "pairs", "tokens", "seconds", "flops")
+            ]  # fmt: skip
+            rows.append([f"{head['arm']}, {head['pooling']}, seed {head['seed']}", f"{length:,}",
+                         label, *cells])  # fmt: skip
+    head_row = ["run", "length", "target", "steps", "pairs", "tokens", "seconds", "FLOP"]
+    return part(
+        "Convergence", pictures=pictures,
+        tables=[{"caption": "Cost to targets, validation", "head": head_row, "rows": rows}],
+        texts=["The rate is constant with a short cooldown at each stage's end. Costs count from "
+               "the pretrained encoder: attention transfer and the earlier stages are in them; "
+               "the teacher is not, it is the same for all."],
+    )  # fmt: skip
+
+
+def cost_part(table: Table) -> dict[str, Any]:
+    split = reported_split(table)
+    at = main_test(table, split)
+    length = max(n for n in table.lengths(**at))
+    common = [n for n in table.lengths(**at)
+              if len({r["arm"] for r in table.find(eval_length=n, **at)}) > 2]  # fmt: skip
+    length = max(common, default=length)
+    return part(
+        "Cost", pictures=[
+            {"svg": figures.costs(table, **at), "caption": "Time to encode and score a pair; "
+             "docs/speed.md has speed and memory in one quiet run against other libraries."},
+            {"svg": figures.pareto(table, "latent" if "latent" in table.names("pooling") else
+                                   "mean", length, **at),
+             "caption": f"What a second buys, at {length:,} tokens."},
+        ],
+    )  # fmt: skip
+
+
+def law_part(table: Table) -> dict[str, Any] | None:
+    split = reported_split(table)
+    at = main_test(table, split)
+    rows = []
+    for pooling in ("latent", "mean"):
+        for arm in table.names("arm"):
+            found = [r for r in table.find(arm=arm, pooling=pooling, **at) if r["eval_length"]]
+            trained = max((r["train_length"] for r in found), default=0)
+            found = [r for r in found if r["train_length"] == trained]
+            law = power_law([r["eval_length"] for r in found], [r["pearson"] for r in found])
+            if law and law.points > 2:
+                rows.append([f"{arm}, {pooling}", f"{trained:,}", *law_cells(law)])
+    if not rows:
+        return None
+    head = ["arm, pooling", "trained to", "a", "b", "± of b", "spread", "points"]
+    return part(
+        "A law of length",
+        tables=[{"caption": "1 − Pearson = a · tokens^b", "head": head, "rows": rows}],
+        texts=["Fitted to logarithms by least squares over lengths and seeds; b is how fast the "
+               "loss of correlation grows with the length of the text, ± its standard error."],
+    )  # fmt: skip
+
+
+def law_cells(law: PowerLaw) -> list[str]:
+    return [f"{law.a:.3g}", f"{law.b:+.3f}", number(law.b_error), number(law.spread),
+            str(law.points)]  # fmt: skip
+
+
+def place_part(table: Table) -> dict[str, Any] | None:
+    split = reported_split(table)
+    at = main_test(table, split)
+    lengths = [n for n in table.lengths(**at) if n]
+    length = min(lengths, key=lambda n: abs(n - 2048)) if lengths else 0
+    if not length or "latent" not in table.names("pooling"):
+        return None
+    svg = figures.places(table, "latent", length, **at)
+    return part("Pearson by the sentence's place",
+                pictures=[{"svg": svg, "caption": f"latent pooling, {length:,} tokens"}])  # fmt: skip
+
+
+def other_part(table: Table) -> dict[str, Any] | None:
+    """Other constructions and prose that training never saw."""
+    split = reported_split(table)
+    own = main_test(table, split)
+    tables = []
+    for construction in table.names("construction"):
+        for carrier in table.names("carrier"):
+            wanted = {"construction": construction, "carrier": carrier, "split": split}
+            if wanted != own and construction != "native":
+                tables.append(pearson_table(table, **wanted))
+    tables = [t for t in tables if t]
+    if not tables:
+        return None
+    return part("Other constructions, other prose", tables=tables,
+                texts=["None of these was trained on."])  # fmt: skip
+
+
+def native_part(table: Table) -> dict[str, Any]:
+    split = reported_split(table)
+    rows = []
+    for row in table.find(construction="native", split=split):
+        rows.append([f"{row['arm']}, {row['pooling']}, seed {row['seed']}",
+                     f"{row['train_length']:,}", f"{row['pearson']:.3f}",
+                     f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]",
+                     number(unseen(table, row))])  # fmt: skip
+    head = ["run", "trained to", "Pearson", "95 % interval", "without shared sentences"]
+    return part("The unmodified pairs", tables=[{"caption": split, "head": head, "rows": rows}],
+                texts=["The last column leaves out pairs that share a sentence with training."])  # fmt: skip

@@ -1,0 +1,374 @@
+"""One run of a study: all stages of one arm, pooling and seed, and every test of its weights."""
+
+from __future__ import annotations
+
+import json
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from datetime import date
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..conversion import convert, learns, transfer
+from ..data import Pairs, load, load_texts
+from ..data.carriers import load_carrier
+from ..data.long import Builder, LongPairs, long_pairs
+from ..encoder import Encoder
+from ..errors import TwinlineError
+from ..evaluate import far_off
+from ..files import fingerprint, write_whole
+from ..loop import Run
+from ..machine import describe
+from ..statistics import correlation
+from ..teacher import Teacher
+from ..training import distill, teach
+from ..training.lengths import Lengths, LongSteps
+from .grid import WINDOW, Grid, RunPlan, TestOptions
+from .measure import flops
+
+SEED = 0
+"""Of what is tested on: the same texts for every run."""
+PROSE = 4
+"""Texts of prose alone in a step of averaged windows, which borrow nothing else."""
+CALIBRATION = 24
+"""Long training texts on which int8 finds its ranges."""
+
+
+class Workshop:
+    """What the runs of a grid share: teacher, softmax student, transferred models, long pairs.
+
+    Everything is made when it is first asked for, and lies under ``work``.
+    """
+
+    def __init__(self, grid: Grid, work: Path, show_progress: bool | None = None) -> None:
+        self.grid, self.show = grid, show_progress
+        self.base = work / f"base-{grid.teacher_identity}"
+        self.work = work
+        self.train = load(grid.data, "train")
+        self.pairs = lru_cache(maxsize=None)(self._pairs)
+        self.carrier = lru_cache(maxsize=None)(self._carrier)
+        self.long = lru_cache(maxsize=4)(self._long)
+        self.tokenizer = Encoder(grid.base).tokenizer
+
+    def _pairs(self, split: str) -> Pairs:
+        return load(self.grid.data, split)
+
+    def _carrier(self, source: str, split: str) -> Any:
+        return load_carrier(source, split, self.tokenizer)
+
+    def teacher(self) -> Teacher:
+        """The cross-encoder and the softmax twin on the labels, averaged."""
+        grid, cross, twin = self.grid, self.base / "cross-encoder", self.base / "twin"
+        if not (cross / "teacher.json").is_file():
+            teach(
+                grid.base, self.train, cross, validation=self.pairs("validation"),
+                options=grid.teach, folder=self.base / "cross-encoder.work",
+                show_progress=self.show,
+            )  # fmt: skip
+        if not (twin / "config.json").is_file():
+            made = Encoder(convert(grid.base, attention="softmax"))
+            distill(
+                made, self.train, validation=self.pairs("validation"),
+                options=replace(grid.twin, alpha=0.0), folder=self.base / "twin.work",
+                show_progress=self.show,
+            )  # fmt: skip
+            made.save(twin)
+        return Teacher(cross, twin, cache=self.base / "scores.sqlite")
+
+    def teacher_scores(self) -> Any:
+        """Of the training pairs, (pairs,)."""
+        file = self.base / "scores.npy"
+        if not file.is_file():
+            both = list(zip(self.train.sentence1, self.train.sentence2, strict=True))
+            scores = self.teacher().predict(both, show_progress=self.show)
+            np.save(file, scores)
+        return np.load(file)
+
+    def softmax(self) -> Encoder:
+        """The softmax student at native length: the yardstick, and what vectors are drawn to."""
+        folder = self.base / "softmax"
+        if not (folder / "config.json").is_file():
+            made = Encoder(convert(self.grid.base, attention="softmax"))
+            distill(
+                made, self.train, teacher_scores=self.teacher_scores(),
+                validation=self.pairs("validation"), options=self.grid.softmax,
+                folder=self.base / "softmax.work", show_progress=self.show,
+            )  # fmt: skip
+            made.save(folder)
+        return Encoder(folder)
+
+    def start(self, plan: RunPlan) -> tuple[Encoder, dict[str, float]]:
+        """The arm's model after attention transfer, and what that cost."""
+        grid = self.grid
+        options = replace(plan.model, pooling="mean")  # which transfer does not see
+        own = [grid.base, grid.transfer, grid.transfer_texts, options]
+        folder = self.work / f"start-{plan.kind.attention}-{fingerprint(map(str, own))[:8]}"
+        costs = folder / "transfer.json"
+        if not costs.is_file():
+            model = convert(grid.base, **options.given())
+            run = Run()
+            if grid.transfer.steps and learns(model):
+                run = transfer(
+                    model, load_texts(list(grid.transfer_texts)), grid.transfer,
+                    folder=folder.with_suffix(".work"), show_progress=self.show,
+                )  # fmt: skip
+            Encoder(model).save(folder)
+            # Forward once by softmax, once and back by the new attention's own part.
+            cost = {"tokens": run.tokens, "seconds": run.seconds}
+            write_whole(
+                costs, json.dumps({**cost, "flops": 2 * flops(model.config, run.tokens, 32)})
+            )
+        model = convert(folder, **plan.model.given())
+        return Encoder(model, windows=plan.kind.windows), json.loads(costs.read_text())
+
+    def _long(
+        self, construction: str, length: int, carrier: str, split: str, count: int | None
+    ) -> LongPairs:
+        """The fixed pairs of a test: the same for every run."""
+        pairs = self.pairs(split)
+        rows = np.arange(len(pairs))
+        if count is not None and count < len(pairs):
+            rows = np.sort(np.random.default_rng(SEED).permutation(len(pairs))[:count])
+        chosen = pairs.select(rows.tolist())
+        if construction == "native":
+            return LongPairs(chosen, rows, np.zeros((len(rows), 2)), 0)
+        made = long_pairs(
+            chosen, construction, length, self.tokenizer, self.carrier(carrier, split),
+            seed=SEED, skip_longer=True, show_progress=self.show,
+        )  # fmt: skip
+        return replace(made, rows=rows[made.rows])
+
+
+def lengths_of(plan: RunPlan, stage: int) -> Lengths:
+    """The lengths of a stage's steps: the same draws for every arm of a seed."""
+    length = plan.stages[stage]
+    options = replace(
+        plan.grid.lengths,
+        least=min(plan.grid.lengths.least, length),
+        greatest=(length,),
+        shares=(),
+        real=min(plan.arm.real, length) if plan.kind.virtual else None,
+    )
+    return Lengths(options, plan.grid.steps[stage], 1000 * plan.seed + stage)
+
+
+def steps_of(plan: RunPlan, stage: int, shop: Workshop) -> LongSteps:
+    """The texts that a stage trains on: the same draws for every arm of a seed."""
+    grid, lengths = plan.grid, lengths_of(plan, stage)
+    carrier = shop.carrier(grid.carrier, "train")
+    builder = Builder(shop.train, grid.construction, shop.tokenizer, carrier, lengths.seed)
+    return LongSteps(builder, lengths, PROSE if plan.kind.windows else 0)
+
+
+def train_stage(
+    plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work: Path
+) -> list[dict[str, float]]:
+    """Train one stage in place. Returns: its curve, costs counted from the stage's start."""
+    grid = plan.grid
+    longer = steps_of(plan, stage, shop)
+    per_epoch = -(-len(shop.train) // grid.train.pairs)
+    options = replace(
+        grid.train, seed=1000 * plan.seed + stage, epochs=grid.steps[stage] / per_epoch,
+        attend=grid.train.attend if plan.pooling == "latent" else 0.0,
+    )  # fmt: skip
+    validation = shop.long(
+        grid.construction, plan.stages[stage], grid.carrier, "validation", grid.curve_pairs
+    )
+    run = distill(
+        student, shop.train, teacher_scores=shop.teacher_scores() if options.alpha else None,
+        twin=shop.softmax() if options.match else None, validation=validation.pairs,
+        options=options, longer=longer, folder=work, show_progress=shop.show,
+    )  # fmt: skip
+    config = student.model.config
+    length = min(plan.arm.real, plan.stages[stage])
+    return [
+        {
+            "steps": line.step,
+            "pairs": line.pairs,
+            "tokens": line.tokens,
+            "seconds": round(line.seconds, 1),
+            "flops": 3 * flops(config, line.tokens, length),
+            "pearson": round(line.validation_pearson, 5),
+        }
+        for line in run.log
+        if line.validation_pearson is not None
+    ]
+
+
+@contextmanager
+def reading(
+    plan: RunPlan, name: str, folder: Path, dtype: str, texts: list[str]
+) -> Iterator[Encoder]:
+    """The weights in ``folder`` as the arm ``name`` reads them."""
+    given: dict[str, Any] = {"windows": plan.kind.windows, "dtype": dtype}
+    if name == "softmax-cut512":
+        given |= {"max_tokens": WINDOW, "on_overflow": "truncate"}
+    if dtype == "int8":
+        given["calibration"] = texts
+    encoder = Encoder(folder, **given)
+    with far_off(encoder.model) if name == "hybrid-off" else nullcontext():
+        yield encoder
+
+
+def packed(values: Any, kind: str) -> str:
+    """Numbers as text: a few bytes each, so that a run's results stay small."""
+    return b64encode(np.asarray(values).astype(kind).tobytes()).decode()
+
+
+def score(
+    plan: RunPlan, shop: Workshop, encoder: Encoder, test: TestOptions, length: int, split: str
+) -> tuple[dict[str, Any], LongPairs]:
+    """One test of one length: the line of results, and what was scored."""
+    carrier = test.carrier or plan.grid.carrier
+    made = shop.long(test.construction, length, carrier, split, test.pairs)
+    started = time.perf_counter()
+    scores = encoder.score(made.pairs.sentence1, made.pairs.sentence2, show_progress_bar=shop.show)
+    seconds = time.perf_counter() - started
+    found = correlation(scores, made.pairs.unit_score, "pearson")
+    line = {
+        "construction": test.construction,
+        "carrier": None if test.construction == "native" else carrier,
+        "eval_length": length,
+        "split": split,
+        "pairs": len(made.pairs),
+        "left_out": made.too_long,
+        "pearson": round(found.value, 5),
+        "ci_low": round(found.low, 5),
+        "ci_high": round(found.high, 5),
+        "seconds": round(seconds, 1),
+        "scores": packed(scores, "<f2"),
+    }
+    return line, made
+
+
+def describe_pairs(line: dict[str, Any], made: LongPairs, train: Pairs) -> dict[str, Any]:
+    """What the report must know of the pairs of a test, beside their scores."""
+    seen = {*train.sentence1, *train.sentence2}
+    native = line["construction"] == "native"
+    both = zip(made.pairs.sentence1, made.pairs.sentence2, strict=True)
+    shared = [a in seen or b in seen for a, b in both] if native else []
+    return {
+        **{k: line[k] for k in ("construction", "carrier", "eval_length", "split", "pairs")},
+        "rows": packed(made.rows, "<u2"),
+        "gold": packed(made.pairs.unit_score, "<f2"),
+        "places": packed(np.round(made.places * 255), "u1"),
+        "shared": packed(shared, "u1"),
+    }
+
+
+class Results:
+    """A run's lines, each written when it is known; the finished run is one file.
+
+    Raises: TwinlineError if the file there is of another version of the grid.
+    """
+
+    def __init__(self, file: Path, plan: RunPlan) -> None:
+        self.file = file
+        self.lines: list[dict[str, Any]] = read_lines(file)
+        head = {
+            "what": "run", "run": plan.key, "identity": plan.identity, "arm": plan.arm.name,
+            "pooling": plan.pooling, "seed": plan.seed, "machine": describe(),
+            "date": date.today().isoformat(),
+        }  # fmt: skip
+        if not self.lines:
+            self.lines = [head]
+        elif self.lines[0].get("identity") != plan.identity:
+            raise TwinlineError(
+                f"{file} holds results of another version of the grid; they are not mixed. Move it "
+                "away, or give the grid another name."
+            )
+
+    def add(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
+        write_whole(self.file, "".join(json.dumps(one) + "\n" for one in self.lines))
+
+    def has(self, **wanted: Any) -> bool:
+        return any(all(one.get(k) == v for k, v in wanted.items()) for one in self.lines)
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Lines of JSON; none if there is no file.
+
+    Raises: TwinlineError naming the line that is none.
+    """
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    made = []
+    for number, line in enumerate(lines, 1):
+        try:
+            made.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise TwinlineError(
+                f"{file}, line {number}, is not JSON: remove the file, and run the study again."
+            ) from error
+    return made
+
+
+def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
+    """Train and test one run; a stopped one goes on where it was.
+
+    Its file in ``results`` appears when it is finished. The weights of each stage stay under the
+    work folder until then.
+    """
+    work = shop.work / f"{plan.key}-{plan.identity}"
+    lines = Results(work / "results.jsonl", plan)
+    pairs_file = results / "pairs.jsonl"
+    student, cost = shop.start(plan)
+    if not lines.has(what="transfer"):
+        lines.add({"what": "transfer", **cost})
+    for stage, length in enumerate(plan.stages):
+        folder = work / f"stage-{length}"
+        if not (folder / "config.json").is_file():
+            if stage:
+                before = work / f"stage-{plan.stages[stage - 1]}"
+                student = Encoder(before, windows=plan.kind.windows)
+            curve = train_stage(plan, stage, student, shop, work / f"stage-{length}.work")
+            if not lines.has(what="curve", train_length=length):
+                lines.add({"what": "curve", "train_length": length, "points": curve})
+            student.save(folder)
+        for split, name, test in plan.tests(last=stage == len(plan.stages) - 1):
+            wanted = [
+                n for n in test.lengths
+                if not lines.has(
+                    what="test", train_length=length, arm=name, construction=test.construction,
+                    carrier=test.carrier or (plan.grid.carrier if n else None),
+                    eval_length=n, split=split,
+                )
+            ]  # fmt: skip
+            if not wanted:
+                continue
+            with reading(plan, name, folder, plan.grid.dtype, calibration(shop)) as encoder:
+                for n in wanted:
+                    line, made = score(plan, shop, encoder, test, n, split)
+                    add_pairs(pairs_file, describe_pairs(line, made, shop.train))
+                    lines.add({"what": "test", "arm": name, "train_length": length, **line})
+                    print(
+                        f"{plan.key} after {length}: {name} {split} {test.construction} {n} "
+                        f"{line['carrier'] or ''} {line['pearson']:.4f} ({line['seconds']} s)",
+                        flush=True,
+                    )
+    write_whole(
+        results / f"{plan.key}.jsonl", "".join(json.dumps(one) + "\n" for one in lines.lines)
+    )
+
+
+def calibration(shop: Workshop) -> list[str]:
+    """Long texts of the training split, for int8."""
+    carrier = shop.carrier(shop.grid.carrier, "train")
+    builder = Builder(shop.train, shop.grid.construction, shop.tokenizer, carrier, SEED)
+    rows = range(min(CALIBRATION, len(shop.train)))
+    return [builder.pair(row, 256).text1 for row in rows]
+
+
+def add_pairs(file: Path, line: dict[str, Any]) -> None:
+    """Describe a test's pairs, once."""
+    lines = read_lines(file)
+    keys = ("construction", "carrier", "eval_length", "split", "pairs")
+    if not any(all(one[k] == line[k] for k in keys) for one in lines):
+        lines.append(line)
+        write_whole(file, "".join(json.dumps(one) + "\n" for one in lines))

@@ -1,0 +1,173 @@
+"""Finished runs as rows, and what can be read off them: differences, retention, costs, laws."""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import TwinlineError
+from ..statistics import Correlation, mean_difference
+from .measure import COSTS, reached
+from .run import read_lines
+
+LINEAR_TIME = ("linear", "hybrid", "lightning")
+"""Arms that read a whole text in time linear in its length."""
+FIELDS = (
+    "arm", "pooling", "construction", "carrier", "train_length", "eval_length", "split", "pearson",
+    "ci_low", "ci_high", "seed", "pairs", "steps_to_080", "tokens_to_080", "seconds", "machine",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """All finished runs of one grid."""
+
+    name: str
+    runs: list[list[dict[str, Any]]]
+    """The lines of each run's file."""
+    sets: dict[tuple[Any, ...], dict[str, Any]]
+    """What is known of the pairs of each test, by what names the test."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Table:
+        """Raises: TwinlineError if nothing is finished there."""
+        files = sorted(f for f in folder.glob("*.jsonl") if f.stem not in ("pairs", "retrieval"))
+        runs = [read_lines(file) for file in files]
+        if not runs:
+            raise TwinlineError(
+                f"{folder} holds no finished run: give twinline study run the grid first."
+            )
+        sets = {set_key(line): line for line in read_lines(folder / "pairs.jsonl")}
+        return cls(folder.name, runs, sets)
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row for every test of every run: ``FIELDS``, and the scores as ``scores``."""
+        made = []
+        for lines in self.runs:
+            head = lines[0]
+            curves = whole_curves(lines)
+            for line in lines:
+                if line["what"] != "test":
+                    continue
+                costs = reached(curves.get(line["train_length"], []), 0.80).costs
+                made.append(
+                    {
+                        **{k: head[k] for k in ("pooling", "seed", "machine")},
+                        **{k: v for k, v in line.items() if k not in ("what", "left_out")},
+                        "steps_to_080": costs and round(costs["steps"]),
+                        "tokens_to_080": costs and round(costs["tokens"]),
+                    }
+                )
+        return made
+
+    def find(self, **wanted: Any) -> list[dict[str, Any]]:
+        """Rows whose fields are as given, by seed."""
+        found = [r for r in self.rows if all(r.get(k) == v for k, v in wanted.items())]
+        return sorted(found, key=lambda r: r["seed"])
+
+    def mean(self, **wanted: Any) -> float | None:
+        """Mean Pearson over the seeds; None if there is none."""
+        found = self.find(**wanted)
+        return float(np.mean([r["pearson"] for r in found])) if found else None
+
+    def difference(self, one: dict[str, Any], other: dict[str, Any]) -> Correlation | None:
+        """Mean over seeds of ``one``'s rows less ``other``'s, bootstrapped over pairs."""
+        first, second = self.find(**one), self.find(**other)
+        if not first or not second:
+            return None
+        keys = {set_key(r) for r in first + second}
+        if len(keys) != 1:
+            return None
+        gold = unpacked(self.sets[keys.pop()]["gold"], "<f2")
+        sides = [[unpacked(r["scores"], "<f2") for r in side] for side in (first, second)]
+        return mean_difference(sides[0], sides[1], gold)
+
+    def lengths(self, **wanted: Any) -> list[int]:
+        """Evaluation lengths that there are rows of."""
+        return sorted({r["eval_length"] for r in self.rows
+                       if all(r.get(k) == v for k, v in wanted.items())})  # fmt: skip
+
+    def names(self, field: str) -> list[Any]:
+        """Distinct values of a field, in the order of their first row."""
+        return list(dict.fromkeys(r[field] for r in self.rows))
+
+    @property
+    def curves(self) -> Iterable[tuple[dict[str, Any], int, list[dict[str, float]]]]:
+        """Head, training length and curve of every stage, costs counted from the run's start."""
+        for lines in self.runs:
+            for length, curve in whole_curves(lines).items():
+                yield lines[0], length, curve
+
+
+def set_key(line: dict[str, Any]) -> tuple[Any, ...]:
+    """What names the pairs of a test."""
+    return tuple(line[k] for k in ("construction", "carrier", "eval_length", "split", "pairs"))
+
+
+def whole_curves(lines: list[dict[str, Any]]) -> dict[int, list[dict[str, float]]]:
+    """Each stage's curve, with what transfer and earlier stages cost before it added."""
+    transfer = next((line for line in lines if line["what"] == "transfer"), {})
+    spent = {name: float(transfer.get(name, 0.0)) for name in COSTS}
+    made = {}
+    for line in lines:
+        if line["what"] != "curve":
+            continue
+        points = line["points"]
+        made[line["train_length"]] = [
+            {**{name: spent[name] + p[name] for name in COSTS}, "pearson": p["pearson"]}
+            for p in points
+        ]
+        spent = {name: spent[name] + points[-1][name] for name in COSTS}
+    return made
+
+
+def unpacked(text: str, kind: str) -> NDArray[np.float64]:
+    """What ``run.packed`` made."""
+    return np.frombuffer(b64decode(text), dtype=kind).astype(np.float64)
+
+
+def flat(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with ``FIELDS`` alone, for ``results/NAME.json``."""
+    return [{name: row.get(name) for name in FIELDS} for row in rows]
+
+
+def by_place(table: Table, row: dict[str, Any], parts: int = 4) -> list[float]:
+    """Pearson among the pairs whose two sentences both stand in the same part of the texts."""
+    about = table.sets[set_key(row)]
+    gold, scores = unpacked(about["gold"], "<f2"), unpacked(row["scores"], "<f2")
+    places = unpacked(about["places"], "u1").reshape(-1, 2) / 256
+    part = (places.mean(axis=1) * parts).astype(int)
+    made = []
+    for number in range(parts):
+        chosen = part == number
+        enough = chosen.sum() > 20
+        made.append(float(np.corrcoef(gold[chosen], scores[chosen])[0, 1]) if enough else np.nan)
+    return made
+
+
+def unseen(table: Table, row: dict[str, Any]) -> float | None:
+    """Pearson without the pairs that share a sentence with training; None if that is not known."""
+    native = next(
+        (s for s in table.sets.values()
+         if s["construction"] == "native" and s["split"] == row["split"]), None,
+    )  # fmt: skip
+    about = table.sets[set_key(row)]
+    if native is None:
+        return None
+    shared = dict(
+        zip(unpacked(native["rows"], "<u2"), unpacked(native["shared"], "u1"), strict=True)
+    )
+    rows = unpacked(about["rows"], "<u2")
+    if any(r not in shared for r in rows):
+        return None
+    chosen = np.array([not shared[r] for r in rows])
+    gold, scores = unpacked(about["gold"], "<f2"), unpacked(row["scores"], "<f2")
+    return float(np.corrcoef(gold[chosen], scores[chosen])[0, 1])
