@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,20 @@ NOT_OURS = {
     "max_seq_length": "give max_tokens and on_overflow to Encoder",
     "task": "write prompt_name",
 }
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a batch of texts was read as; of a text in windows, each window is a row by itself."""
+
+    vectors: Tensor
+    """(texts, dimension), fp32."""
+    states: Tensor
+    """Final token states, (rows, length, hidden)."""
+    weights: tuple[Tensor, ...]
+    """What a learned pooling gave each token, layer by layer: see ``pooling``."""
+
+
 Vectors = np.ndarray[Any, Any] | Tensor | list[Tensor]
 
 
@@ -221,16 +236,10 @@ class Encoder:
 
     def embed(self, ids: Sequence[Sequence[int]]) -> Tensor:
         """One padded batch of token ids to fp32 vectors (batch, dimension); gradients flow."""
-        return self.read(ids)[0]
+        return self.read(ids).vectors
 
-    def read(
-        self, ids: Sequence[Sequence[int]], lent: Lent | None = None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """``embed``'s vectors, and the weights of a learned pooling (see ``pooling``).
-
-        With ``lent`` the texts read one another's prose: see ``attention.Lent``. Weights of a text
-        of several windows are those of each window by itself.
-        """
+    def read(self, ids: Sequence[Sequence[int]], lent: Lent | None = None) -> Reading:
+        """``embed``, with what it came from. With ``lent`` the texts read one another's prose."""
         rows, owner = ids, None
         if self.windows is not None:
             rows, owner = cut(ids, self.windows, set(self.tokenizer.all_special_ids))
@@ -241,10 +250,10 @@ class Encoder:
         )  # fmt: skip
         vectors: Tensor = output.pooler_output
         if owner is not None:
-            vectors = averages(vectors, owner, lent and lent.reads)
+            vectors = averages(vectors, owner, lent.reads if lent else None)
         if self.model.config.normalize:
             vectors = F.normalize(vectors, dim=-1)
-        return vectors, output.attentions
+        return Reading(vectors, output.last_hidden_state, output.attentions)
 
     def encode(
         self,

@@ -456,6 +456,6 @@ class TwinlineModel(PreTrainedModel):
             last_hidden_state=x,
             pooler_output=vector,  # (b, projection_dim)
             hidden_states=hidden_states,
-            attentions=weights if output_attentions else None,  # type: ignore[arg-type]
+            attentions=weights if output_attentions else None,
         )
         return output.to_tuple() if return_dict is False else output

@@ -235,10 +235,13 @@ class DistillOptions(TrainOptions):
     match: float = 0.0
     """Weight of the squared distance between the student's unit vectors and a twin's."""
     attend: float = 0.0
-    """Long pairs, latent pooling: weight of the negative log of the share of a pooling's weights
-    that lies on the sentence that counts."""
-    pooling_rate: float = 1.0
-    """Latent pooling: its learning rate as a multiple of the others'."""
+    """Long pairs, latent pooling: weight of the negative log of the share of its last layer's
+    weights that lies on the sentence that counts."""
+    states: float = 0.0
+    """Long pairs: weight of the relative squared distance between the states of the sentence's
+    tokens in the long text and the twin's of the sentence alone."""
+    added_rate: float = 1.0
+    """Learning rate of what conversion added (maps, pooling, local), as a multiple."""
     group: bool | None = None
     """Put pairs with the same first text into one batch, where it is read once; None: if they have
     two pairs or more on average, as a query with its candidates."""
@@ -246,9 +249,9 @@ class DistillOptions(TrainOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         share(self, "alpha")
-        at_least(self, 0, "match", "attend")
-        if not self.pooling_rate > 0:
-            raise TwinlineError(f"pooling_rate must be above 0, not {self.pooling_rate}.")
+        at_least(self, 0, "match", "attend", "states")
+        if not self.added_rate > 0:
+            raise TwinlineError(f"added_rate must be above 0, not {self.added_rate}.")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Long texts in windows whose vectors are averaged: what is done with encoders that stop somewhere."""
+"""Long texts in windows whose vectors are averaged, as encoders are used that stop somewhere."""
 
 from __future__ import annotations
 

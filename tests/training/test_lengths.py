@@ -69,7 +69,7 @@ def long_steps(
 ) -> LongSteps:
     prose = {str(i): "The sun and rain. Dogs run fast. A green grass." * 60 for i in range(3)}
     builder = Builder(pairs, construction, tokenizer, Carrier(prose, tokenizer, "test"))
-    return LongSteps(builder, Lengths(LengthOptions(least=16, greatest=(24, 64)), steps))
+    return LongSteps((builder,), Lengths(LengthOptions(least=16, greatest=(24, 64)), steps))
 
 
 def test_a_student_reads_its_pairs_as_long_ones(
@@ -81,9 +81,11 @@ def test_a_student_reads_its_pairs_as_long_ones(
     options = DistillOptions(alpha=0, epochs=2, pairs=8, learning_rate=1e-3)
     steps = 2 * -(-len(pairs) // 8)
     read: list[set[int]] = []
-    embed = student.read
+    original = student.read
     monkeypatch.setattr(
-        student, "read", lambda ids, lent: (read.append({len(row) for row in ids}), embed(ids))[1]
+        student,
+        "read",
+        lambda ids, lent: (read.append({len(row) for row in ids}), original(ids))[1],
     )
     longer = long_steps(pairs, tiny_tokenizer, steps)
     run = distill(student, pairs, options=options, longer=longer)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TwinlineError
+from .prose import builtin_prose
 from .tables import Source, read_table
 from .texts import DOCUMENTS, data_folder, sentences
 
@@ -110,18 +111,21 @@ def load_carrier(
     Args:
         source: ``novels`` (split by author here), ``qmsum`` or ``squality`` (as they come split),
             ``qnli`` (its encyclopaedic sentences: train's for training, validation's halves for the
-            rest), all below TWINLINE_DATA; or a file of documents with a column ``text`` and
-            perhaps ``id`` and ``author``, or one document as ``.txt``.
+            rest), all below TWINLINE_DATA; ``builtin``, which the package makes itself; or a file
+            of documents with a column ``text`` and perhaps ``id`` and ``author``, or one document
+            as ``.txt``.
     Raises: TwinlineError if it cannot be read, or leaves nothing for the split.
     """
     if split not in SPLITS:
         raise TwinlineError(f"A carrier's split is {', '.join(SPLITS)}, not {split!r}.")
+    if source == "builtin":
+        return Carrier(builtin_prose(split), tokenizer, f"{source} {split}")
     folder = data_folder(data)
     if isinstance(source, str) and source in (*DOCUMENTS, "qnli"):
         if folder is None:
             raise TwinlineError(
                 f"The carrier {source} is looked for below TWINLINE_DATA, which is not set: set "
-                "it, or give a file of running prose."
+                "it, take builtin, or give a file of running prose."
             )
         if source == "qnli":
             return Carrier(encyclopaedic(folder, split), tokenizer, f"{source} {split}")

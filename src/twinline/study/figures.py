@@ -29,8 +29,13 @@ def drawn(paint: Callable[[Any], None], width: float = 6.4, height: float = 3.8)
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    settings = {"svg.hashsalt": "twinline", "font.size": 9, "axes.spines.top": False,
-                "axes.spines.right": False, "svg.fonttype": "path"}  # fmt: skip
+    settings: dict[Any, Any] = {
+        "svg.hashsalt": "twinline",
+        "svg.fonttype": "path",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     with pyplot.rc_context(settings):
         figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
         paint(axes)

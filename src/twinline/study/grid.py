@@ -119,8 +119,8 @@ class Grid:
     """The pairs."""
     carrier: str = "novels"
     """The prose that long pairs are made of."""
-    construction: str = "context"
-    """What is trained on."""
+    constructions: tuple[str, ...] = ("context",)
+    """What is trained on: every step draws one of them. Curves are of the first."""
     teach: TeachOptions = field(default_factory=TeachOptions)
     """The teacher's cross-encoder."""
     twin: DistillOptions = field(default_factory=DistillOptions)
@@ -151,7 +151,9 @@ class Grid:
     """What is reported."""
 
     def __post_init__(self) -> None:
-        choice("construction", (self.construction,), CONSTRUCTIONS)
+        choice("constructions", tuple(set(self.constructions)), CONSTRUCTIONS)
+        if not self.constructions:
+            raise TwinlineError(f"constructions must name one of {', '.join(CONSTRUCTIONS)}.")
         at_least(self, 2, "curve_pairs")
         if not self.arms:
             raise TwinlineError("arms must name at least one arm.")

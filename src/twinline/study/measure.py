@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-
-from ..model import TwinlineConfig
 
 TARGETS = (0.75, 0.80, 0.85)
 """Common targets of validation Pearson."""
@@ -17,15 +16,17 @@ SHARES = (0.90, 0.95, 0.99)
 COSTS = ("steps", "pairs", "tokens", "seconds", "flops")
 
 
-def flops(config: TwinlineConfig, tokens: int, length: int) -> float:
+def flops(config: Any, tokens: int, length: int) -> float:
     """Floating-point operations of encoding ``tokens`` in texts of ``length``: products alone.
 
-    A product of (m, k) with (k, n) counts 2 m k n. Embeddings, norms and activations are left out.
-    Training takes three times as many: the backward pass has two products for each.
+    ``config`` is a ``TwinlineConfig``. A product of (m, k) with (k, n) counts 2 m k n; embeddings,
+    norms and activations are left out. Training takes three times as many: the backward pass has
+    two products for each.
     """
-    h, heads = config.hidden_size, config.num_attention_heads
+    h: int = config.hidden_size
+    heads: int = config.num_attention_heads
     d = h // heads
-    layer = 8 * h * h + 4 * h * config.intermediate_size  # q, k, v, out; up, down
+    layer: int = 8 * h * h + 4 * h * config.intermediate_size  # q, k, v, out; up, down
     directions = config.feature_dim or d
     signed = config.feature_map in ("hedgehog", "gated")
     features = 2 * directions if signed else d
@@ -39,7 +40,8 @@ def flops(config: TwinlineConfig, tokens: int, length: int) -> float:
         "lightning": maps + state + 2 * near * heads * (features + d + 1),
     }[config.attention]
     pooling = 2 * 2 * 2 * heads * h if config.pooling == "latent" else 0  # two layers read twice
-    return float(tokens) * (config.num_hidden_layers * layer + pooling)
+    total: float = float(tokens) * (config.num_hidden_layers * layer + pooling)
+    return total
 
 
 @dataclass(frozen=True)

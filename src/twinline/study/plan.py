@@ -15,7 +15,7 @@ from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..machine import keep_memory
 from .grid import Grid, RunPlan, read_grid
-from .run import Results, Workshop, lengths_of, read_lines, run_one
+from .run import Results, Workshop, lengths_of, read_lines, run_one, run_yardstick
 
 TRIAL = 4096
 """Tokens that the machine's speed is measured with."""
@@ -39,7 +39,7 @@ def measure(grid: Grid) -> Speed:
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             loss = encoder.embed(ids).square().mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.Module.zero_grad(encoder.model)
 
     quick = Encoder(encoder.model, encoder.tokenizer, dtype=grid.dtype)
@@ -141,6 +141,7 @@ def run_grid(path: Path, results: Path, work: Path, only: tuple[str, ...] = ()) 
     todo = [p for p in plans if not finished(p, folder) and (not only or p.key in only)]
     print(f"{len(todo)} of {len(plans)} runs to do", flush=True)
     shop = Workshop(grid, work)
+    run_yardstick(grid, shop, folder)
     for plan in todo:
         run_one(plan, shop, folder)
     return [plan.key for plan in todo]

@@ -101,7 +101,7 @@ def newest(results: Path) -> Path:
 
 def longest(table: Table) -> int:
     """The longest length trained on."""
-    return max(r["train_length"] for r in table.rows)
+    return int(max(r["train_length"] for r in table.rows))
 
 
 def reported_split(table: Table) -> str:
@@ -177,8 +177,8 @@ def conclusion(table: Table) -> list[str]:
         ""
         if native is None
         else (
-            f" The softmax student reads the unmodified pairs at {native:.3f}; in brackets is what is "
-            "kept of that."
+            f" The softmax student reads the unmodified pairs at {native:.3f}; in brackets is "
+            "what is kept of that."
         )
     )
     said.append(
@@ -245,7 +245,7 @@ def sections(table: Table) -> list[dict[str, Any] | None]:
 
 
 def part(title: str, command: str = "", **filled: Any) -> dict[str, Any]:
-    empty = {"texts": [], "pictures": [], "tables": []}
+    empty: dict[str, Any] = {"texts": [], "pictures": [], "tables": []}
     command = command or "twinline study run recipes/study.yaml && twinline study report study"
     return {"title": title, "command": command, **empty, **filled}
 
@@ -408,8 +408,8 @@ def place_part(table: Table) -> dict[str, Any] | None:
     if not length or "latent" not in table.names("pooling"):
         return None
     svg = figures.places(table, "latent", length, **at)
-    return part("Pearson by the sentence's place",
-                pictures=[{"svg": svg, "caption": f"latent pooling, {length:,} tokens"}])  # fmt: skip
+    picture = {"svg": svg, "caption": f"latent pooling, {length:,} tokens"}
+    return part("Pearson by the sentence's place", pictures=[picture])
 
 
 def other_part(table: Table) -> dict[str, Any] | None:
@@ -438,5 +438,6 @@ def native_part(table: Table) -> dict[str, Any]:
                      f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]",
                      number(unseen(table, row))])  # fmt: skip
     head = ["run", "trained to", "Pearson", "95 % interval", "without shared sentences"]
-    return part("The unmodified pairs", tables=[{"caption": split, "head": head, "rows": rows}],
-                texts=["The last column leaves out pairs that share a sentence with training."])  # fmt: skip
+    told = "The last column leaves out pairs that share a sentence with training."
+    tables = [{"caption": split, "head": head, "rows": rows}]
+    return part("The unmodified pairs", tables=tables, texts=[told])

@@ -162,8 +162,11 @@ def steps_of(plan: RunPlan, stage: int, shop: Workshop) -> LongSteps:
     """The texts that a stage trains on: the same draws for every arm of a seed."""
     grid, lengths = plan.grid, lengths_of(plan, stage)
     carrier = shop.carrier(grid.carrier, "train")
-    builder = Builder(shop.train, grid.construction, shop.tokenizer, carrier, lengths.seed)
-    return LongSteps(builder, lengths, PROSE if plan.kind.windows else 0)
+    builders = tuple(
+        Builder(shop.train, construction, shop.tokenizer, carrier, lengths.seed)
+        for construction in grid.constructions
+    )
+    return LongSteps(builders, lengths, PROSE if plan.kind.windows else 0)
 
 
 def train_stage(
@@ -178,7 +181,7 @@ def train_stage(
         attend=grid.train.attend if plan.pooling == "latent" else 0.0,
     )  # fmt: skip
     validation = shop.long(
-        grid.construction, plan.stages[stage], grid.carrier, "validation", grid.curve_pairs
+        grid.constructions[0], plan.stages[stage], grid.carrier, "validation", grid.curve_pairs
     )
     run = distill(
         student, shop.train, teacher_scores=shop.teacher_scores() if options.alpha else None,
@@ -222,10 +225,9 @@ def packed(values: Any, kind: str) -> str:
 
 
 def score(
-    plan: RunPlan, shop: Workshop, encoder: Encoder, test: TestOptions, length: int, split: str
+    encoder: Encoder, shop: Workshop, test: TestOptions, carrier: str, length: int, split: str
 ) -> tuple[dict[str, Any], LongPairs]:
     """One test of one length: the line of results, and what was scored."""
-    carrier = test.carrier or plan.grid.carrier
     made = shop.long(test.construction, length, carrier, split, test.pairs)
     started = time.perf_counter()
     scores = encoder.score(made.pairs.sentence1, made.pairs.sentence2, show_progress_bar=shop.show)
@@ -344,7 +346,8 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
                 continue
             with reading(plan, name, folder, plan.grid.dtype, calibration(shop)) as encoder:
                 for n in wanted:
-                    line, made = score(plan, shop, encoder, test, n, split)
+                    carrier = test.carrier or plan.grid.carrier
+                    line, made = score(encoder, shop, test, carrier, n, split)
                     add_pairs(pairs_file, describe_pairs(line, made, shop.train))
                     lines.add({"what": "test", "arm": name, "train_length": length, **line})
                     print(
@@ -357,10 +360,30 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
     )
 
 
+def run_yardstick(grid: Grid, shop: Workshop, results: Path) -> None:
+    """The softmax student on the unmodified pairs: what retention is counted against."""
+    file = results / "softmax-native.jsonl"
+    lines = read_lines(file)
+    if lines and lines[0].get("identity") == grid.teacher_identity:
+        return
+    head = {
+        "what": "run", "run": "softmax-native", "identity": grid.teacher_identity,
+        "arm": "softmax-native", "pooling": "mean", "seed": 0, "machine": describe(),
+        "date": date.today().isoformat(),
+    }  # fmt: skip
+    made = [head]
+    encoder, test = shop.softmax(), TestOptions("native")
+    for split in ("validation", "test"):
+        line, pairs = score(encoder, shop, test, grid.carrier, 0, split)
+        add_pairs(results / "pairs.jsonl", describe_pairs(line, pairs, shop.train))
+        made.append({"what": "test", "arm": "softmax-native", "train_length": 0, **line})
+    write_whole(file, "".join(json.dumps(one) + "\n" for one in made))
+
+
 def calibration(shop: Workshop) -> list[str]:
     """Long texts of the training split, for int8."""
     carrier = shop.carrier(shop.grid.carrier, "train")
-    builder = Builder(shop.train, shop.grid.construction, shop.tokenizer, carrier, SEED)
+    builder = Builder(shop.train, "context", shop.tokenizer, carrier, SEED)
     rows = range(min(CALIBRATION, len(shop.train)))
     return [builder.pair(row, 256).text1 for row in rows]
 

@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..attention import Lent
-from ..batching import ShuffledBatches, distinct
+from ..batching import ShuffledBatches, distinct, pad
 from ..data import Pairs
-from ..encoder import Encoder
+from ..encoder import Encoder, Reading
 from ..errors import TwinlineError
 from ..files import fingerprint
 from ..loop import Batch, Run, train
 from ..options import DistillOptions
 from ..statistics import pearson
 from .lengths import LongSteps
-from .losses import overlooked
+from .losses import astray, overlooked
 
 Scores = NDArray[np.float64]
 
@@ -44,11 +44,10 @@ class Student(nn.Module):
         first: Tensor,
         second: Tensor,
         lent: Lent | None = None,
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Vectors (texts, dimension), scores (pairs,) of the texts that the indices name, and the
-        weights of a learned pooling (as ``TwinlineModel`` gives them)."""
-        vectors, weights = self.encoder.read(ids, lent)
-        return vectors, self.head(vectors[first], vectors[second]), weights
+    ) -> tuple[Reading, Tensor]:
+        """What the texts were read as, and scores (pairs,) of those that the indices name."""
+        reading = self.encoder.read(ids, lent)
+        return reading, self.head(reading.vectors[first], reading.vectors[second])
 
 
 def distill(
@@ -124,6 +123,7 @@ def distill(
             inputs["goal"] = goals[[place[i] for i in where if i < len(place)]]
         if built:
             inputs["spans"] = torch.tensor(built.spans)
+            inputs["short"] = [ids1[i] for i in rows] + [ids2[i] for i in rows]
             if built.reads is not None:
                 inputs["reads"] = torch.from_numpy(built.reads)
         tokens = sum(map(len, ids))
@@ -131,19 +131,32 @@ def distill(
 
     def loss(module: nn.Module, inputs: dict[str, Any]) -> Tensor:
         device = student.device
-        held = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+        held: dict[str, Any] = {
+            k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()
+        }
         spans, lent = held.get("spans"), None
-        if "reads" in held:
+        if spans is not None and "reads" in held:
             lent = Lent(prose(held["ids"], spans), held["reads"])
-        vectors, scores, weights = module(held["ids"], held["first"], held["second"], lent)
+        reading, scores = module(held["ids"], held["first"], held["second"], lent)
         scores = scores.float()
         task = held["weight"] * (scores - held["label"]).square()
         total: Tensor = (task + options.alpha * (scores - held["soft"]).square()).mean()
         if goals is not None:
-            unit = nn.functional.normalize(vectors[: len(held["goal"])].float(), dim=-1)
+            vectors = reading.vectors[: len(held["goal"])].float()
+            unit = nn.functional.normalize(vectors, dim=-1)
             total = total + options.match * (unit - held["goal"]).square().sum(-1).mean()
-        if options.attend and spans is not None and weights and bool((spans[:, 1] > 0).any()):
-            total = total + options.attend * overlooked(weights, spans, max(map(len, held["ids"])))
+        if spans is None or not bool((spans[:, 1] > 0).any()):
+            return total
+        if options.attend and reading.weights:
+            total = total + options.attend * overlooked(
+                reading.weights[-1:], spans, reading.states.shape[1]
+            )
+        if options.states and twin is not None:
+            alone, mask = pad(held["short"], twin.model.config.pad_token_id)
+            with torch.no_grad():
+                goal = twin.model(alone.to(twin.device), mask.to(twin.device)).last_hidden_state
+            sizes = mask.sum(dim=1).to(device)
+            total = total + options.states * astray(reading.states, spans, goal.to(device), sizes)
         return total
 
     words = student.model.embeddings.word.weight
@@ -170,7 +183,7 @@ def distill(
                 "pairs": fingerprint([*texts1, *texts2, labels.tobytes(), soft.tobytes()]),
             },
             evaluate=evaluate,
-            factors={".pool.": options.pooling_rate},
+            factors=dict.fromkeys((".pool.", ".attention.", ".local."), options.added_rate),
             title=f"distilling ({student.model.config.attention})",
             show_progress=show_progress,
         )  # fmt: skip
@@ -221,13 +234,26 @@ def check(
             f"attend={options.attend} is for latent pooling; the student's is "
             f"{student.model.config.pooling}."
         )
-    if options.match and twin is None:
-        raise TwinlineError(f"match={options.match} needs a twin whose vectors to match.")
+    for name in ("match", "states"):
+        if getattr(options, name) and twin is None:
+            raise TwinlineError(
+                f"{name}={getattr(options, name)} needs a twin whose vectors and states to match."
+            )
     if options.match and twin is not None and twin.dimension != student.dimension:
         raise TwinlineError(
             f"The twin's vectors are {twin.dimension} wide, the student's {student.dimension}: "
             "match needs equal widths."
         )
+    if options.states and twin is not None and not same_tokens(twin, student):
+        raise TwinlineError(
+            f"states={options.states} needs a twin with the student's tokens and hidden size."
+        )
+
+
+def same_tokens(one: Encoder, other: Encoder) -> bool:
+    """Whether two encoders cut texts alike and have states of one width."""
+    widths = one.model.config.hidden_size, other.model.config.hidden_size
+    return bool(widths[0] == widths[1] and one.tokenizer.get_vocab() == other.tokenizer.get_vocab())
 
 
 def twin_vectors(twin: Encoder, texts: list[str]) -> Tensor:

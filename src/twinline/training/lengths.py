@@ -101,21 +101,23 @@ class LongSteps:
     """A run's pairs as long ones, built step by step: nothing long is kept.
 
     Args:
+        builders: of the constructions that are trained on; each step draws one of them.
         prose: texts of prose alone that a step of virtual texts has beside its pairs'. With any,
             they are all that is lent: an average of windows can read no part of one.
     """
 
-    builder: Builder
+    builders: tuple[Builder, ...]
     lengths: Lengths
     prose: int = 0
 
     def __post_init__(self) -> None:
-        if self.builder.construction == "composite":
+        trained = {builder.construction for builder in self.builders}
+        if "composite" in trained:
             raise TwinlineError(
                 "A composite's score is not its first pair's, so that none is trained on: choose "
                 "another construction, and evaluate on composites."
             )
-        if self.lengths.options.real is not None and self.builder.construction == "repeat":
+        if self.lengths.options.real is not None and "repeat" in trained:
             raise TwinlineError("repeat has no prose to lend: leave out real.")
 
     def __call__(self, step: int, rows: Sequence[int]) -> LongBatch:
@@ -124,10 +126,12 @@ class LongSteps:
         Left out are pairs with a sentence longer than the step's texts; if all are, the whole step
         takes the shortest length that one of them fits into.
         """
+        random = np.random.default_rng((self.lengths.seed, step, 1))
+        builder = self.builders[int(random.integers(len(self.builders)))]
         virtual = self.lengths[step]
         rows = rows[: self.lengths.pairs(step, len(rows))]
         if not virtual:
-            pairs = self.builder.pairs
+            pairs = builder.pairs
             texts = [side[row] for side in (pairs.sentence1, pairs.sentence2) for row in rows]
             return LongBatch(list(rows), texts, [(0, 0)] * len(texts))
         length = self.lengths.real(step)
@@ -135,7 +139,7 @@ class LongSteps:
             made = {}
             for row in rows:
                 try:
-                    made[row] = self.builder.pair(row, length, epoch=step)
+                    made[row] = builder.pair(row, length, epoch=step)
                 except TooLongError:
                     continue
             if made:
@@ -145,8 +149,7 @@ class LongSteps:
         spans = [pair.spans[side] for side in (0, 1) for pair in made.values()]
         if virtual <= length:
             return LongBatch(list(made), texts, spans)
-        random = np.random.default_rng((self.lengths.seed, step, 1))
-        prose = [self.builder.prose(length, step, number) for number in range(self.prose)]
+        prose = [builder.prose(length, step, number) for number in range(self.prose)]
         lenders = np.arange(len(texts), len(texts) + self.prose) if prose else np.arange(len(texts))
         share = 1.0 if prose else 1 - np.mean([end - start for start, end in spans]) / length
         many = round((virtual - length) / (length * share))
@@ -162,8 +165,9 @@ class LongSteps:
         return {
             "lengths": asdict(self.lengths.options),
             "steps": self.lengths.steps,
-            "construction": self.builder.construction,
-            "carrier": self.builder.carrier and self.builder.carrier.name,
-            "seeds": [self.lengths.seed, self.builder.seed],
+            "builders": [
+                [b.construction, b.carrier and b.carrier.name, b.seed] for b in self.builders
+            ],
+            "seed": self.lengths.seed,
             "prose": self.prose,
         }

@@ -1,4 +1,4 @@
-"""Losses beside the scores': contrast in the batch, a teacher's ranking, what a pooling looks at."""
+"""Losses beside the scores': contrast in the batch, a teacher's ranking, a pooling's weights."""
 
 from __future__ import annotations
 
@@ -68,3 +68,30 @@ def overlooked(weights: Sequence[Tensor], spans: Tensor, length: int) -> Tensor:
         share = (own * inside[some, None]).sum(dim=-1)  # (some, heads)
         lost.append(-torch.log(share.clamp_min(1e-9)).mean())
     return torch.stack(lost).mean()
+
+
+def astray(states: Tensor, spans: Tensor, goal: Tensor, sizes: Tensor) -> Tensor:
+    """How far the states of a sentence's tokens are from those of the sentence alone.
+
+    ``‖state − goal‖² / ‖goal‖²``, the mean over the tokens of all sentences.
+
+    Args:
+        states: (rows, length, hidden), of the long texts.
+        spans: (rows, 2), of each text what counts; its sentence stands at the end of it.
+        goal: (texts, longest, hidden), of the sentences between two special tokens; rows beyond
+            them have none.
+        sizes: (texts,), tokens of the sentences with the special ones.
+    Returns: a scalar; 0 if no sentence keeps its number of tokens in its long text.
+    """
+    made, want = [], []
+    for row, size in enumerate(sizes.tolist()):
+        start, end = spans[row].tolist()
+        tokens = size - 2
+        if 0 < tokens <= end - start:
+            made.append(states[row, end - tokens : end])
+            want.append(goal[row, 1 : 1 + tokens])
+    if not made:
+        return states.sum() * 0.0
+    wanted = torch.cat(want).float()
+    off = (torch.cat(made).float() - wanted).square().sum(dim=-1)
+    return (off / wanted.square().sum(dim=-1).clamp_min(1e-9)).mean()

@@ -1,0 +1,69 @@
+"""Grids: what is refused before anything starts, and which runs one means."""
+
+from pathlib import Path
+
+import pytest
+
+from twinline.errors import TwinlineError
+from twinline.study.grid import ArmOptions, Grid, TestOptions, read_grid
+
+
+def grid_file(folder: Path, text: str) -> Path:
+    file = folder / "grid.yaml"
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("trian_lengths: [64]", "no option 'trian_lengths'; known: name, base"),
+        ("arms: [{name: liner}]", "arms, number 1: an arm's name must be among softmax-full"),
+        ("arms: [{name: linear, sedes: [1]}]", "number 1 has no option 'sedes'"),
+        ("arms: {name: linear}", "arms must be a list of options"),
+        ("arms: [{name: linear}, {name: linear}]", "name the run linear-latent-0 twice"),
+        ("arms: [{name: linear, poolings: [cls]}]", "poolings must be among mean, latent"),
+        ("arms: []", "at least one arm"),
+        ("steps: [10]", "one number for each of 3 train_lengths"),
+        ("train_lengths: [512, 128, 2048]", "greatest must rise"),
+        ("test: [{construction: contxt, lengths: [64]}]", "must be among context, keyed"),
+        ("test: [{construction: context}]", "native pairs have lengths"),
+        ("test: [{construction: native, arms: [linaer]}]", "a test's arms must be among"),
+        ("train: {learning_rate: -1}", "train: learning_rate must be above 0"),
+    ],
+)
+def test_a_typo_is_refused_with_what_is_allowed(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(TwinlineError, match=told):
+        read_grid(grid_file(tmp_path, text))
+
+
+def test_runs_come_seed_by_seed_and_have_identities_of_their_own() -> None:
+    arms = (ArmOptions("linear", seeds=(0, 1)), ArmOptions("hybrid", poolings=("latent",)))
+    runs = list(Grid(arms=arms).runs())
+    assert [run.key for run in runs] == [
+        "linear-latent-0", "hybrid-latent-0", "linear-mean-0", "linear-latent-1", "linear-mean-1",
+    ]  # fmt: skip
+    assert len({run.identity for run in runs}) == len(runs)
+
+
+def test_a_run_depends_on_what_it_reads_not_on_the_other_arms() -> None:
+    one = Grid(arms=(ArmOptions("linear"),))
+    more = Grid(arms=(ArmOptions("linear", seeds=(0, 1)), ArmOptions("hybrid")))
+    other = Grid(arms=(ArmOptions("linear", real=128),))
+    longer = Grid(arms=(ArmOptions("linear"),), steps=(300, 300, 400))
+    first = next(one.runs()).identity
+    assert first == next(more.runs()).identity
+    assert first not in (next(other.runs()).identity, next(longer.runs()).identity)
+
+
+def test_tests_follow_stages_and_the_arms_that_share_weights() -> None:
+    grid = Grid(
+        arms=(ArmOptions("hybrid"),),
+        validation=(TestOptions("native", last=False),),
+        test=(TestOptions("context", (64,), arms=("hybrid-off",)),),
+    )
+    run = next(grid.runs())
+    early = [(split, name) for split, name, _ in run.tests(last=False)]
+    late = [(split, name) for split, name, _ in run.tests(last=True)]
+    assert early == [("validation", "hybrid"), ("validation", "hybrid-off")]
+    assert late == [*early, ("test", "hybrid-off")]

@@ -1,0 +1,184 @@
+"""A tiny study from end to end: stopped, resumed, refused, reported."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from twinline.cli import main
+from twinline.errors import TwinlineError
+from twinline.study import run as run_module
+from twinline.study.plan import run_grid
+from twinline.study.report import make
+from twinline.study.table import FIELDS, Table, by_place, unpacked
+
+GRID = """
+name: tiny
+base: {base}
+data: builtin
+carrier: builtin
+teach: {{epochs: 0.1, pairs: 16}}
+twin: {{alpha: 0.0, epochs: 0.1, pairs: 16}}
+softmax: {{epochs: 0.1, pairs: 16}}
+transfer: {{steps: 2, texts: 8}}
+transfer_texts: [builtin]
+train: {{match: 1.0, states: 1.0, attend: 0.1, pairs: 8, schedule: constant, keep_best: false,
+  evaluate_every: 2}}
+lengths: {{least: 32, mean: 0.4, edge: 0.3, equal: tokens, native: 0.2}}
+train_lengths: [48, 128]
+steps: [{steps}, 2]
+curve_pairs: 10
+arms:
+  - {{name: hybrid, poolings: [latent], model: {{block_size: 16}}, real: 64}}
+  - {{name: softmax-windows512, real: 64}}
+  - {{name: softmax-full, poolings: [mean], train_lengths: [48]}}
+validation:
+  - {{construction: native, last: false}}
+  - {{construction: context, lengths: [64], pairs: 12}}
+test:
+  - {{construction: native}}
+  - {{construction: context, lengths: [64, 600], pairs: 30}}
+"""
+
+
+def grid_of(folder: Path, base: Path, steps: int = 2) -> Path:
+    """A grid whose runs take seconds."""
+    file = folder / "grid.yaml"
+    text = GRID.format(base=base, steps=steps)
+    file.write_text(text.replace("steps: [2, 2]", "steps: [2, 2]"))
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
+    """Results of the tiny grid, whose first run was stopped in a test and in a stage."""
+    folder = tmp_path_factory.mktemp("study")
+    grid = grid_of(folder, tiny_bert)
+    score = run_module.score
+    calls = 0
+
+    def stopped(*given: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+        return score(*given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "score", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_grid(grid, folder / "results", folder / "work")
+    left = next((folder / "work").glob("hybrid-latent-0-*/results.jsonl"))
+    before = left.read_text()
+    assert not (folder / "results" / "tiny" / "hybrid-latent-0.jsonl").exists()
+    done = run_grid(grid, folder / "results", folder / "work")
+    assert done == [
+        "hybrid-latent-0", "softmax-windows512-latent-0", "softmax-windows512-mean-0",
+        "softmax-full-mean-0",
+    ]  # fmt: skip
+    assert left.read_text().startswith(before)  # what was known was not made again
+    assert run_grid(grid, folder / "results", folder / "work") == []
+    return folder
+
+
+def test_every_test_of_the_grid_is_a_row_with_the_promised_fields(finished: Path) -> None:
+    table = Table.read(finished / "results" / "tiny")
+    assert {r["arm"] for r in table.rows} == {
+        "softmax-native", "hybrid", "hybrid-off", "softmax-windows512", "softmax-full",
+        "softmax-cut512",
+    }  # fmt: skip
+    assert set(FIELDS) <= set(table.rows[0])
+    lengths = {r["eval_length"] for r in table.rows if r["construction"] == "context"}
+    assert lengths == {64, 600}
+    row = table.find(arm="hybrid", split="test", eval_length=600)[0]
+    assert row["train_length"] == 128
+    assert row["ci_low"] <= row["pearson"] <= row["ci_high"]
+    about = table.sets[("context", "builtin", 600, "test", row["pairs"])]
+    gold, scores = unpacked(about["gold"], "<f2"), unpacked(row["scores"], "<f2")
+    assert np.corrcoef(gold, scores)[0, 1] == pytest.approx(row["pearson"], abs=5e-3)
+    assert len(by_place(table, row)) == 4
+    cut = table.find(arm="softmax-cut512", split="test", eval_length=600)[0]
+    full = table.find(arm="softmax-full", split="test", eval_length=600)[0]
+    assert cut["scores"] != full["scores"]  # what lies behind 512 tokens was not read
+    short = {"split": "test", "eval_length": 64, "construction": "context"}
+    assert (
+        table.find(arm="softmax-cut512", **short)[0]["scores"]
+        == table.find(arm="softmax-full", **short)[0]["scores"]
+    )
+
+
+def test_curves_count_from_the_pretrained_encoder(finished: Path) -> None:
+    table = Table.read(finished / "results" / "tiny")
+    transfer = {
+        lines[0]["run"]: next(line for line in lines if line["what"] == "transfer")
+        for lines in table.runs
+        if lines[0]["arm"] != "softmax-native"
+    }
+    assert transfer["hybrid-latent-0"]["tokens"] > 0
+    assert transfer["softmax-full-mean-0"]["tokens"] == 0
+    ends: dict[str, float] = {}
+    for head, _, curve in table.curves:
+        start = ends.get(head["run"], transfer[head["run"]]["tokens"])
+        assert curve[0]["tokens"] == start
+        assert [p["steps"] for p in curve] == sorted(p["steps"] for p in curve)
+        ends[head["run"]] = curve[-1]["tokens"]
+
+
+def test_a_difference_is_paired_and_needs_the_same_pairs(finished: Path) -> None:
+    table = Table.read(finished / "results" / "tiny")
+    one = {"arm": "hybrid", "construction": "context", "split": "test", "eval_length": 600}
+    same = table.difference(one, one)
+    assert same is not None
+    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
+    assert table.difference(one, {**one, "eval_length": 64}) is None
+    assert table.difference(one, {**one, "arm": "lightning"}) is None
+
+
+def test_the_report_is_one_page_and_the_rows(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, docs = finished / "results", finished / "docs"
+    main(["study", "report", "--results", str(results), "--docs", str(docs)])
+    assert "tiny/index.html" in capsys.readouterr().out
+    page = (docs / "tiny" / "index.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl", "")
+    assert "src=" not in page  # nothing is loaded from elsewhere
+    for told in ("Convergence", "hybrid", "not reached", "<svg", "A law of length"):
+        assert told in page
+    rows = json.loads((results / "tiny.json").read_text())
+    assert {tuple(row) for row in rows} == {FIELDS}
+    first = page
+    make("tiny", results, docs)
+    assert (docs / "tiny" / "index.html").read_text() == first
+
+
+def test_results_of_another_grid_are_refused(finished: Path, tiny_bert: Path) -> None:
+    other = finished / "other"
+    other.mkdir(exist_ok=True)
+    grid = grid_of(other, tiny_bert, steps=3)
+    with pytest.raises(TwinlineError, match="another version of the grid"):
+        run_grid(grid, finished / "results", finished / "work")
+
+
+def test_the_plan_names_runs_and_hours(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["study", "plan", str(finished / "grid.yaml"), "--results", str(finished / "results")])
+    told = capsys.readouterr().out
+    assert "| hybrid-latent-0 |" in told
+    assert told.count("done") == 4
+    assert "0.0 hours to go" in told
+
+
+def test_what_is_not_there_is_told(tmp_path: Path, finished: Path) -> None:
+    with pytest.raises(TwinlineError, match="holds no results of a study"):
+        make(None, tmp_path, tmp_path)
+    with pytest.raises(TwinlineError, match="no finished run"):
+        make("nothing", tmp_path, tmp_path)
+    with pytest.raises(TwinlineError, match="has no run 'linear-latent-9'"):
+        run_grid(finished / "grid.yaml", tmp_path, tmp_path, ("linear-latent-9",))
+    broken = tmp_path / "b"
+    (broken / "tiny").mkdir(parents=True)
+    (broken / "tiny" / "pairs.jsonl").write_text('{"a": 1}\n{"a"\n')
+    with pytest.raises(TwinlineError, match=r"pairs.jsonl, line 2, is not JSON"):
+        run_grid(finished / "grid.yaml", broken, tmp_path)
