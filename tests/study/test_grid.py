@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from twinline.errors import TwinlineError
-from twinline.study.grid import ArmOptions, Grid, TestOptions, read_grid
+from twinline.study.grid import ArmOptions, EvalOptions, Grid, read_grid
 
 
 def grid_file(folder: Path, text: str) -> Path:
@@ -59,8 +59,8 @@ def test_a_run_depends_on_what_it_reads_not_on_the_other_arms() -> None:
 def test_tests_follow_stages_and_the_arms_that_share_weights() -> None:
     grid = Grid(
         arms=(ArmOptions("hybrid"),),
-        validation=(TestOptions("native", last=False),),
-        test=(TestOptions("context", (64,), arms=("hybrid-off",)),),
+        validation=(EvalOptions("native", last=False),),
+        test=(EvalOptions("context", (64,), arms=("hybrid-off",)),),
     )
     run = next(grid.runs())
     early = [(split, name) for split, name, _ in run.tests(last=False)]

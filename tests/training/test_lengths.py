@@ -110,3 +110,85 @@ def test_a_pair_that_does_not_fit_is_left_out_of_its_step(
     assert len(tiny_tokenizer(built.texts)["input_ids"][0]) in (32, 48)
     with pytest.raises(TwinlineError, match="evaluate on composites"):
         long_steps(short, tiny_tokenizer, 10, "composite")
+
+
+def test_virtual_texts_are_short_ones_that_read_others(
+    tiny_pairs: Path, tiny_tokenizer: Any
+) -> None:
+    pairs = load(str(tiny_pairs), scale=(0, 1))
+    builder = long_steps(pairs, tiny_tokenizer, 1).builders[0]
+    options = LengthOptions(least=16, greatest=(256,), mean=0.5, edge=0.4, real=32, equal="tokens",
+                            native=0.2)  # fmt: skip
+    lengths = Lengths(options, steps=60)
+    native = 0
+    for step in range(60):
+        built = LongSteps((builder,), lengths)(step, list(range(32)))
+        sizes = {len(ids) for ids in tiny_tokenizer(built.texts)["input_ids"]}
+        if not lengths[step]:
+            native += 1
+            assert built.texts[: len(built.rows)] == [pairs.sentence1[r] for r in built.rows]
+            continue
+        assert len(sizes) == 1
+        real = sizes.pop()
+        assert real <= 32
+        for text, (start, end), row in zip(built.texts, built.spans, built.rows * 2, strict=True):
+            assert 0 < end - start < real
+            assert pairs.sentence1[row] in text or pairs.sentence2[row] in text
+        if lengths[step] > real:
+            assert built.reads is not None
+            assert not built.reads.diagonal().any()
+            prose = real - float(np.mean([end - start for start, end in built.spans]))
+            read = real + built.reads.sum(axis=1) * prose
+            fits = min(lengths[step], real + (len(built.texts) - 1) * prose)
+            assert read.mean() == pytest.approx(fits, abs=0.6 * prose)
+    assert 3 < native < 25
+
+
+def test_windows_borrow_texts_of_prose_alone(tiny_pairs: Path, tiny_tokenizer: Any) -> None:
+    pairs = load(str(tiny_pairs), scale=(0, 1))
+    builder = long_steps(pairs, tiny_tokenizer, 1).builders[0]
+    options = LengthOptions(least=16, greatest=(256,), mean=0.5, edge=0.4, real=32)
+    longer = LongSteps((builder,), Lengths(options, steps=20), prose=3)
+    seen = 0
+    for step in range(20):
+        built = longer(step, [0, 1, 2, 3])
+        if built.reads is not None:
+            seen += 1
+            assert len(built.texts) == 11
+            assert built.spans[8:] == [(0, 0)] * 3
+            assert not built.reads[:, :8].any()
+    assert seen
+
+
+@pytest.mark.parametrize("attention", ["linear", "hybrid"])
+def test_training_on_virtual_texts_finds_the_sentence(
+    attention: str, tiny_bert: Path, tiny_pairs: Path, tiny_tokenizer: Any
+) -> None:
+    pairs = load(str(tiny_pairs), scale=(0, 1))
+    torch.manual_seed(0)
+    student = Encoder(convert(tiny_bert, attention=attention, pooling="latent", block_size=8))
+    steps = 40
+    options = DistillOptions(
+        alpha=0, epochs=steps / 8, pairs=8, learning_rate=3e-3, match=1.0, states=0.5, attend=1.0,
+        schedule="constant", added_rate=3,
+    )  # fmt: skip
+    builder = long_steps(pairs, tiny_tokenizer, steps).builders[0]
+    lengths = LengthOptions(least=16, greatest=(128,), mean=0.5, edge=0.4, real=32)
+    longer = LongSteps((builder,), Lengths(lengths, steps))
+    run = distill(student, pairs, options=options, longer=longer, twin=Encoder(tiny_bert))
+    losses = [line.loss for line in run.log if line.loss is not None]
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+
+
+def test_what_long_training_cannot_use_is_refused(
+    tiny_bert: Path, tiny_pairs: Path, tiny_tokenizer: Any
+) -> None:
+    pairs = load(str(tiny_pairs), scale=(0, 1))
+    student = Encoder(convert(tiny_bert, attention="linear"))
+    with pytest.raises(TwinlineError, match=r"attend=0\.1 is for latent pooling"):
+        distill(student, pairs, options=DistillOptions(alpha=0, attend=0.1))
+    with pytest.raises(TwinlineError, match="states=1 needs a twin"):
+        distill(student, pairs, options=DistillOptions(alpha=0, states=1))
+    repeat = long_steps(pairs, tiny_tokenizer, 1, "repeat").builders
+    with pytest.raises(TwinlineError, match="no prose to lend"):
+        LongSteps(repeat, Lengths(LengthOptions(real=128), 1))

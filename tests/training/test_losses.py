@@ -5,7 +5,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from twinline.training.losses import in_batch_negatives, listwise
+from twinline.training.losses import astray, in_batch_negatives, listwise, overlooked
 
 
 def test_in_batch_negatives_are_a_cross_entropy_in_both_directions() -> None:
@@ -51,3 +51,28 @@ def test_listwise_is_zero_only_for_the_teachers_ranking() -> None:
     assert other.grad is not None
     assert other.grad[0, 1] < 0 < other.grad[0, 2]
     assert other.grad[1].abs().max() < 1e-6
+
+
+def test_overlooked_is_the_share_that_lies_elsewhere() -> None:
+    weights = torch.tensor([[[0.5, 0.25, 0.25, 0.0]], [[0.1, 0.2, 0.3, 0.4]]])
+    spans = torch.tensor([[0, 2], [2, 4]])
+    want = -(math.log(0.75) + math.log(0.7)) / 2
+    assert abs(overlooked([weights], spans, 4).item() - want) < 1e-6
+    # The same where texts lend one another their tokens; a text of prose does not count.
+    lent = torch.zeros(3, 1, 12)
+    lent[0, :, :4], lent[1, :, 4:8] = weights[0], weights[1]
+    lent[2, :, 8:] = 0.25
+    spans = torch.cat([spans, torch.tensor([[0, 0]])])
+    assert abs(overlooked([lent], spans, 4).item() - want) < 1e-6
+
+
+def test_astray_compares_the_sentence_where_it_stands() -> None:
+    goal = torch.randn(2, 5, 3)
+    sizes = torch.tensor([5, 4])  # three tokens and two, between special ones
+    states = torch.zeros(3, 9, 3)
+    states[0, 4:7], states[1, 1:3] = goal[0, 1:4], goal[1, 1:3]
+    spans = torch.tensor([[2, 7], [1, 3], [0, 0]])  # the first has two tokens of a name before it
+    assert astray(states, spans, goal, sizes).item() == 0
+    states[1, 2] = 0
+    assert abs(astray(states, spans, goal, sizes).item() - 1 / 5) < 1e-6
+    assert astray(states, torch.zeros(3, 2, dtype=torch.long), goal, sizes).item() == 0

@@ -96,6 +96,8 @@ def index(draw: random.Random, count: int) -> int:
 
 def token_counts(tokenizer: Any, texts: list[str]) -> list[int]:
     """Tokens of each text, special ones not counted."""
+    if not texts:
+        return []
     made = tokenizer(
         texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False,
         verbose=False,

@@ -43,7 +43,8 @@ def drawn(paint: Callable[[Any], None], width: float = 6.4, height: float = 3.8)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
         pyplot.close(figure)
     text = buffer.getvalue()
-    return re.sub(r"[ \t]+$", "", text[text.index("<svg") :], flags=re.M)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
+    return re.sub(r"[ \t]+$", "", text, flags=re.M)
 
 
 def by_length(table: Table, pooling: str, train_length: int | None, **wanted: Any) -> str:

@@ -83,7 +83,7 @@ class ArmOptions:
 
 
 @dataclass(frozen=True)
-class TestOptions:
+class EvalOptions:
     """One set of long pairs that every finished stage, or only the last, is scored on."""
 
     construction: str = "context"
@@ -98,6 +98,8 @@ class TestOptions:
     """Only after the last stage."""
     arms: tuple[str, ...] = ()
     """Only these arms; none given: all."""
+    seeds: tuple[int, ...] = ()
+    """Only runs with these seeds; none given: all."""
 
     def __post_init__(self) -> None:
         choice("construction", (self.construction,), (*CONSTRUCTIONS, "native"))
@@ -145,9 +147,9 @@ class Grid:
     """Numbers that tests are scored with; curves and validation always in fp32."""
     arms: tuple[ArmOptions, ...] = (ArmOptions(),)
     """What is compared."""
-    validation: tuple[TestOptions, ...] = ()
+    validation: tuple[EvalOptions, ...] = ()
     """What things are chosen on."""
-    test: tuple[TestOptions, ...] = ()
+    test: tuple[EvalOptions, ...] = ()
     """What is reported."""
 
     def __post_init__(self) -> None:
@@ -210,22 +212,47 @@ class RunPlan:
 
     @property
     def identity(self) -> str:
-        """What the run's results depend on; those of another are refused, not mixed."""
+        """What the run's weights depend on; results of another are refused, not mixed.
+
+        Tests are not in it: one that is added is scored, and what is known stays known.
+        """
         grid = asdict(self.grid)
-        for name in ("name", "arms"):
+        for name in ("name", "arms", "validation", "test", "dtype"):
             grid.pop(name)
         arm = asdict(self.arm)
         arm.pop("seeds")
         arm.pop("poolings")
         return fingerprint([str(grid), str(arm), self.pooling, str(self.seed)])[:12]
 
-    def tests(self, last: bool) -> Iterator[tuple[str, str, TestOptions]]:
+    def tests(self, last: bool) -> Iterator[tuple[str, str, EvalOptions]]:
         """Split, arm (its own, or one that reads its weights otherwise) and test after a stage."""
         for split, tests in (("validation", self.grid.validation), ("test", self.grid.test)):
             for test in tests:
+                if (test.last and not last) or (test.seeds and self.seed not in test.seeds):
+                    continue
                 for name in (self.arm.name, *self.kind.also):
-                    if (last or not test.last) and (not test.arms or name in test.arms):
+                    if not test.arms or name in test.arms:
                         yield split, name, test
+
+    def wanted(self, stage: int) -> list[tuple[str, EvalOptions, dict[str, Any]]]:
+        """Every single score after a stage: arm, test, and what names its line of results."""
+        return [
+            (
+                name,
+                test,
+                {
+                    "what": "test",
+                    "arm": name,
+                    "train_length": self.stages[stage],
+                    "split": split,
+                    "construction": test.construction,
+                    "carrier": (test.carrier or self.grid.carrier) if length else None,
+                    "eval_length": length,
+                },
+            )
+            for split, name, test in self.tests(last=stage == len(self.stages) - 1)
+            for length in test.lengths
+        ]
 
 
 def read_grid(path: str | Path) -> Grid:

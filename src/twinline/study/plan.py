@@ -15,7 +15,7 @@ from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..machine import keep_memory
 from .grid import Grid, RunPlan, read_grid
-from .run import Results, Workshop, lengths_of, read_lines, run_one, run_yardstick
+from .run import Workshop, complete, lengths_of, read_lines, run_one, run_yardstick
 
 TRIAL = 4096
 """Tokens that the machine's speed is measured with."""
@@ -33,7 +33,8 @@ def measure(grid: Grid) -> Speed:
     """A training step and an encoding pass of the base with linear attention, timed."""
     keep_memory()
     encoder = Encoder(convert(grid.base, attention="linear"), dtype="float32")
-    ids = [[int(i) for i in row] for row in torch.randint(1000, 2000, (TRIAL // 256, 256))]
+    vocabulary = encoder.model.config.vocab_size
+    ids: list[list[int]] = torch.randint(vocabulary, (TRIAL // 256, 256)).tolist()
     half = grid.train.precision == "bf16"
 
     def step() -> None:
@@ -86,18 +87,6 @@ def results_folder(grid: Grid, results: Path) -> Path:
     return results / grid.name
 
 
-def finished(plan: RunPlan, folder: Path) -> bool:
-    """Whether a run's file is there.
-
-    Raises: TwinlineError if it is of another version of the grid.
-    """
-    file = folder / f"{plan.key}.jsonl"
-    if not file.is_file():
-        return False
-    Results(file, plan)
-    return True
-
-
 def plan_text(path: Path, results: Path) -> str:
     """The runs of a grid as a table, with what each reads and takes on this machine."""
     grid = read_grid(path)
@@ -108,7 +97,7 @@ def plan_text(path: Path, results: Path) -> str:
     left = 0.0
     for plan in grid.runs():
         made = estimate(plan, speed, pairs)
-        done = finished(plan, folder)
+        done = complete(plan, folder / f"{plan.key}.jsonl")
         left += 0.0 if done else made.seconds
         lines.append(
             f"| {plan.key} | {made.training:,} | {made.testing:,} | {made.seconds / 3600:.2f} | "
@@ -138,7 +127,8 @@ def run_grid(path: Path, results: Path, work: Path, only: tuple[str, ...] = ()) 
         if key not in known:
             raise TwinlineError(f"{path} has no run {key!r}; it has {', '.join(known)}.")
     read_lines(folder / "pairs.jsonl")
-    todo = [p for p in plans if not finished(p, folder) and (not only or p.key in only)]
+    left = [plan for plan in plans if not complete(plan, folder / f"{plan.key}.jsonl")]
+    todo = [plan for plan in left if not only or plan.key in only]
     print(f"{len(todo)} of {len(plans)} runs to do", flush=True)
     shop = Workshop(grid, work)
     run_yardstick(grid, shop, folder)

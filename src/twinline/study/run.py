@@ -10,10 +10,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import date
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from ..conversion import convert, learns, transfer
 from ..data import Pairs, load, load_texts
@@ -29,7 +33,7 @@ from ..statistics import correlation
 from ..teacher import Teacher
 from ..training import distill, teach
 from ..training.lengths import Lengths, LongSteps
-from .grid import WINDOW, Grid, RunPlan, TestOptions
+from .grid import WINDOW, EvalOptions, Grid, RunPlan
 from .measure import flops
 
 SEED = 0
@@ -225,26 +229,26 @@ def packed(values: Any, kind: str) -> str:
 
 
 def score(
-    encoder: Encoder, shop: Workshop, test: TestOptions, carrier: str, length: int, split: str
+    encoder: Encoder, shop: Workshop, test: EvalOptions, key: dict[str, Any]
 ) -> tuple[dict[str, Any], LongPairs]:
-    """One test of one length: the line of results, and what was scored."""
-    made = shop.long(test.construction, length, carrier, split, test.pairs)
+    """One score: its line of results, ``key`` among it, and what was scored."""
+    made = shop.long(
+        key["construction"], key["eval_length"], key["carrier"], key["split"], test.pairs
+    )
     started = time.perf_counter()
     scores = encoder.score(made.pairs.sentence1, made.pairs.sentence2, show_progress_bar=shop.show)
     seconds = time.perf_counter() - started
     found = correlation(scores, made.pairs.unit_score, "pearson")
     line = {
-        "construction": test.construction,
-        "carrier": None if test.construction == "native" else carrier,
-        "eval_length": length,
-        "split": split,
+        **key,
         "pairs": len(made.pairs),
         "left_out": made.too_long,
         "pearson": round(found.value, 5),
         "ci_low": round(found.low, 5),
         "ci_high": round(found.high, 5),
         "seconds": round(seconds, 1),
-        "scores": packed(scores, "<f2"),
+        # Standardised, which no correlation sees: two bytes are then enough.
+        "scores": packed((scores - scores.mean()) / max(scores.std(), 1e-12), "<f2"),
     }
     return line, made
 
@@ -265,7 +269,7 @@ def describe_pairs(line: dict[str, Any], made: LongPairs, train: Pairs) -> dict[
 
 
 class Results:
-    """A run's lines, each written when it is known; the finished run is one file.
+    """A run's lines, each written when it is known.
 
     Raises: TwinlineError if the file there is of another version of the grid.
     """
@@ -290,7 +294,8 @@ class Results:
         self.lines.append(line)
         write_whole(self.file, "".join(json.dumps(one) + "\n" for one in self.lines))
 
-    def has(self, **wanted: Any) -> bool:
+    def has(self, wanted: dict[str, Any]) -> bool:
+        """Whether there is a line with these values."""
         return any(all(one.get(k) == v for k, v in wanted.items()) for one in self.lines)
 
 
@@ -314,49 +319,58 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
     """Train and test one run; a stopped one goes on where it was.
 
-    Its file in ``results`` appears when it is finished. The weights of each stage stay under the
-    work folder until then.
+    Every line of its results is written when it is known. The weights of each stage stay under the
+    work folder; where they are gone, a stage whose tests are not all there is trained again.
     """
     work = shop.work / f"{plan.key}-{plan.identity}"
-    lines = Results(work / "results.jsonl", plan)
-    pairs_file = results / "pairs.jsonl"
-    student, cost = shop.start(plan)
-    if not lines.has(what="transfer"):
-        lines.add({"what": "transfer", **cost})
+    lines = Results(results / f"{plan.key}.jsonl", plan)
     for stage, length in enumerate(plan.stages):
         folder = work / f"stage-{length}"
         if not (folder / "config.json").is_file():
-            if stage:
-                before = work / f"stage-{plan.stages[stage - 1]}"
-                student = Encoder(before, windows=plan.kind.windows)
+            student, cost = start_of(plan, stage, shop, work)
             curve = train_stage(plan, stage, student, shop, work / f"stage-{length}.work")
-            if not lines.has(what="curve", train_length=length):
+            if not stage and not lines.has({"what": "transfer"}):
+                lines.add({"what": "transfer", **cost})
+            if not lines.has({"what": "curve", "train_length": length}):
                 lines.add({"what": "curve", "train_length": length, "points": curve})
             student.save(folder)
-        for split, name, test in plan.tests(last=stage == len(plan.stages) - 1):
-            wanted = [
-                n for n in test.lengths
-                if not lines.has(
-                    what="test", train_length=length, arm=name, construction=test.construction,
-                    carrier=test.carrier or (plan.grid.carrier if n else None),
-                    eval_length=n, split=split,
-                )
-            ]  # fmt: skip
-            if not wanted:
-                continue
+        left = [(name, test, key) for name, test, key in plan.wanted(stage) if not lines.has(key)]
+        for name, group in groupby(left, key=itemgetter(0)):
             with reading(plan, name, folder, plan.grid.dtype, calibration(shop)) as encoder:
-                for n in wanted:
-                    carrier = test.carrier or plan.grid.carrier
-                    line, made = score(encoder, shop, test, carrier, n, split)
-                    add_pairs(pairs_file, describe_pairs(line, made, shop.train))
-                    lines.add({"what": "test", "arm": name, "train_length": length, **line})
+                for _, test, key in group:
+                    line, made = score(encoder, shop, test, key)
+                    add_pairs(results / "pairs.jsonl", describe_pairs(line, made, shop.train))
+                    lines.add({**line, "dtype": plan.grid.dtype})
                     print(
-                        f"{plan.key} after {length}: {name} {split} {test.construction} {n} "
-                        f"{line['carrier'] or ''} {line['pearson']:.4f} ({line['seconds']} s)",
+                        f"{plan.key} after {length}: {name} {key['split']} {key['construction']} "
+                        f"{key['eval_length']} {key['carrier'] or ''} {line['pearson']:.4f} "
+                        f"({line['seconds']} s)",
                         flush=True,
                     )
-    write_whole(
-        results / f"{plan.key}.jsonl", "".join(json.dumps(one) + "\n" for one in lines.lines)
+
+
+def start_of(
+    plan: RunPlan, stage: int, shop: Workshop, work: Path
+) -> tuple[Encoder, dict[str, float]]:
+    """What a stage starts from: the stage before, or the transferred model, and its costs."""
+    if stage:
+        before = work / f"stage-{plan.stages[stage - 1]}"
+        return Encoder(before, windows=plan.kind.windows), {}
+    return shop.start(plan)
+
+
+def complete(plan: RunPlan, file: Path) -> bool:
+    """Whether a run has all that the grid asks of it.
+
+    Raises: TwinlineError if its results are of another version of the grid.
+    """
+    if not file.is_file():
+        return False
+    lines = Results(file, plan)
+    return all(
+        lines.has({"what": "curve", "train_length": length})
+        and all(lines.has(key) for _, _, key in plan.wanted(stage))
+        for stage, length in enumerate(plan.stages)
     )
 
 
@@ -372,11 +386,15 @@ def run_yardstick(grid: Grid, shop: Workshop, results: Path) -> None:
         "date": date.today().isoformat(),
     }  # fmt: skip
     made = [head]
-    encoder, test = shop.softmax(), TestOptions("native")
+    encoder, test = shop.softmax(), EvalOptions("native")
     for split in ("validation", "test"):
-        line, pairs = score(encoder, shop, test, grid.carrier, 0, split)
+        key = {
+            "what": "test", "arm": "softmax-native", "train_length": 0, "split": split,
+            "construction": "native", "carrier": None, "eval_length": 0,
+        }  # fmt: skip
+        line, pairs = score(encoder, shop, test, key)
         add_pairs(results / "pairs.jsonl", describe_pairs(line, pairs, shop.train))
-        made.append({"what": "test", "arm": "softmax-native", "train_length": 0, **line})
+        made.append(line)
     write_whole(file, "".join(json.dumps(one) + "\n" for one in made))
 
 
@@ -389,9 +407,11 @@ def calibration(shop: Workshop) -> list[str]:
 
 
 def add_pairs(file: Path, line: dict[str, Any]) -> None:
-    """Describe a test's pairs, once."""
-    lines = read_lines(file)
+    """Describe a test's pairs, once; several runs at a time may do so."""
     keys = ("construction", "carrier", "eval_length", "split", "pairs")
-    if not any(all(one[k] == line[k] for k in keys) for one in lines):
-        lines.append(line)
-        write_whole(file, "".join(json.dumps(one) + "\n" for one in lines))
+    lock = fingerprint([str(file.resolve())])
+    with FileLock(Path(gettempdir()) / f"twinline-{lock}.lock"):
+        lines = read_lines(file)
+        if not any(all(one[k] == line[k] for k in keys) for one in lines):
+            lines.append(line)
+            write_whole(file, "".join(json.dumps(one) + "\n" for one in lines))
