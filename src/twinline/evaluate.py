@@ -132,8 +132,8 @@ def evaluate_retrieval(encoder: Encoder, task: Retrieval, **options: Any) -> Ret
     Args:
         options: ``encode``'s, for queries and documents.
     """
-    documents = encoder.encode_document(task.documents, convert_to_tensor=True, **options)
-    queries = encoder.encode_query(task.queries, convert_to_tensor=True, **options)
+    documents = encoder.known(task.documents, "document", options)
+    queries = encoder.known(task.queries, "query", options)
     return from_scores(encoder.similarity(queries, documents).cpu().numpy(), task)
 
 

@@ -1,7 +1,8 @@
-"""From two vectors to a score (cosine, dot product, DSE's learned head), from scores to a ranking.
+"""From two vectors to a score (cosine, dot product, learned heads), from scores to a ranking.
 
 A similarity is an ``nn.Module`` called as ``similarity(u, v)`` on ``(batch, width)`` twice; it
-returns ``(batch,)``, or ``(batch, outputs)`` for a head with several outputs.
+returns ``(batch,)``, or ``(batch, outputs)`` for a head with several outputs. One that
+``reads_states`` is called on two ``Stored`` instead.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import TwinlineError
+from .stca import STCA
+from .stored import Stored
 
 
 class Cosine(nn.Module):
@@ -55,7 +58,37 @@ class DSEHead(nn.Module):
         return scores.squeeze(-1)
 
 
-SIMILARITIES: dict[str, type[nn.Module]] = {"cosine": Cosine, "dot": Dot, "dse": DSEHead}
+class STCAHead(nn.Module):
+    """Cosine, and beside it what one text's vector reads in the other's stored block states.
+
+    ``(1 − g) cos(u, v) + g (cos(u, read(u, V)) + cos(v, read(v, U))) / 2`` with ``read`` the
+    stacked target-to-history cross attention of arXiv 2511.06077 (``stca``): the target is a text's
+    vector, the history the other's states. Starts with g at a half and the states' plain mean.
+    """
+
+    reads_states = True
+
+    def __init__(self, width: int, outputs: int = 1) -> None:
+        super().__init__()
+        heads = next(count for count in range(min(12, width), 0, -1) if width % count == 0)
+        self.stca = STCA(width, heads)
+        self.gate = nn.Parameter(torch.full((1,), 0.5))
+
+    def forward(self, u: Stored, v: Stored) -> Tensor:
+        reads = [
+            F.cosine_similarity(one.vectors, self.stca(one.vectors, other.states, other.mask)[0])
+            for one, other in ((u, v), (v, u))
+        ]
+        plain = F.cosine_similarity(u.vectors, v.vectors)
+        return plain + self.gate * ((reads[0] + reads[1]) / 2 - plain)
+
+
+SIMILARITIES: dict[str, type[nn.Module]] = {
+    "cosine": Cosine,
+    "dot": Dot,
+    "dse": DSEHead,
+    "stca": STCAHead,
+}
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ validation:
   - {{construction: context, lengths: [64], pairs: 12}}
 test:
   - {{construction: native}}
-  - {{construction: context, lengths: [64, 600], pairs: 30}}
+  - {{construction: context, lengths: [64, 200, 600], pairs: 30}}
 """
 
 
@@ -91,7 +91,7 @@ def test_every_test_of_the_grid_is_a_row_with_the_promised_fields(finished: Path
     }  # fmt: skip
     assert set(FIELDS) <= set(table.rows[0])
     lengths = {r["eval_length"] for r in table.rows if r["construction"] == "context"}
-    assert lengths == {64, 600}
+    assert lengths == {64, 200, 600}
     row = table.find(arm="hybrid", split="test", eval_length=600)[0]
     assert row["train_length"] == 128
     assert row["ci_low"] <= row["pearson"] <= row["ci_high"]

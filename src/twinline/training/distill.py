@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from ..attention import Lent
 from ..batching import ShuffledBatches, distinct, pad
 from ..data import Pairs
-from ..encoder import Encoder, Reading
+from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..files import fingerprint
 from ..loop import Batch, Run, train
 from ..options import DistillOptions
+from ..reading import Reading
 from ..statistics import pearson
 from .lengths import LongSteps
 from .losses import astray, overlooked
@@ -47,7 +48,8 @@ class Student(nn.Module):
     ) -> tuple[Reading, Tensor]:
         """What the texts were read as, and scores (pairs,) of those that the indices name."""
         reading = self.encoder.read(ids, lent)
-        return reading, self.head(reading.vectors[first], reading.vectors[second])
+        known = reading.stored() if self.encoder.reads_states else reading.vectors
+        return reading, self.head(known[first], known[second])
 
 
 def distill(
