@@ -16,7 +16,7 @@ from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from .errors import TwinlineError
-from .options import ConvertRecipe, DistillRecipe, TeachRecipe, read_yaml
+from .options import ConvertRecipe, DistillRecipe, RetrievalRecipe, TeachRecipe, read_yaml
 
 Flat = Parameter(name="*")
 
@@ -94,6 +94,28 @@ def distill(output: Path, *, recipe: Annotated[DistillRecipe | None, Flat] = Non
     keep_log(work / "distill", folder)
     remove_work(work)
     print(f"wrote {output}" + best(run))
+
+
+@app.command
+def retrieval(output: Path, *, recipe: Annotated[RetrievalRecipe | None, Flat] = None) -> None:
+    """Train a student to find the long document that a question or an answer is about.
+
+    Parameters
+    ----------
+    output
+        Folder of the student; a stopped run goes on from OUTPUT.work.
+    """
+    from .files import output_folder, remove_work, work_folder
+    from .training.retrieval import searcher
+
+    folder = output_folder(output, "output")
+    work = work_folder(folder)
+    encoder, run = searcher(recipe or RetrievalRecipe(), work)
+    encoder.save(folder)
+    keep_log(work / "retrieval", folder)
+    remove_work(work)
+    found = "" if run.best is None else f": validation nDCG@10 {run.best:.4f} at {run.best_step}"
+    print(f"wrote {output}{found}")
 
 
 @app.command

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Options = TypeVar("Options", bound="DataclassInstance")
+WINDOW_RULES = ("prefix", "suffix", "random", "mixed")
 
 
 def at_least(options: object, least: float, *names: str) -> None:
@@ -313,6 +314,35 @@ class LengthOptions:
 
 
 @dataclass(frozen=True)
+class RetrievalOptions(TrainOptions):
+    """How a student learns which long document a query is about."""
+
+    pairs: int = 8
+    """Queries a step, each with its own document: the others' are its negatives."""
+    epochs: float = 4.0
+    """Passes over the documents, each time with another of their queries."""
+    lengths: LengthOptions = field(
+        default_factory=lambda: LengthOptions(least=256, greatest=(2048,), mean=0.4, edge=0.3)
+    )
+    """Tokens of the window of a document that is read; a stage ends where its share does."""
+    rule: Literal["prefix", "suffix", "random", "mixed"] = "mixed"
+    """Where the window lies (arXiv 2511.06077, sec. 3.4): mixed draws one of the three a step."""
+    temperature: float = 0.05
+    """What scores are divided by before the softmax over a batch."""
+    listwise: float = 0.0
+    """Weight of the teacher's ranking of the batch's documents."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 2, "pairs")
+        at_least(self, 0, "listwise")
+        if not self.temperature > 0:
+            raise TwinlineError(f"temperature must be above 0, not {self.temperature}.")
+        if self.rule not in WINDOW_RULES:
+            raise TwinlineError(f"rule must be one of {', '.join(WINDOW_RULES)}, not {self.rule}.")
+
+
+@dataclass(frozen=True)
 class DataOptions:
     """Which pairs are read."""
 
@@ -367,6 +397,31 @@ class DistillRecipe(DataOptions):
     extra: tuple[str, ...] = ()
     """Tasks or files whose pairs the teacher scores as further training pairs."""
     train: DistillOptions = field(default_factory=DistillOptions)
+
+
+@dataclass(frozen=True)
+class RetrievalRecipe:
+    """``twinline retrieval``: a student trained to find long documents."""
+
+    base: str = "all-MiniLM-L6-v2"
+    """The encoder to start from: a path, a name, or a folder that convert or distill wrote."""
+    model: ModelOptions = field(default_factory=ModelOptions)
+    windows: int | None = None
+    """Read documents in windows of so many tokens whose vectors are averaged."""
+    similarity: Literal["cosine", "stca"] = "cosine"
+    """How a query and a document make a score."""
+    texts: tuple[str, ...] = ()
+    """Unlabelled text for attention transfer; without any, none is done."""
+    transfer: TransferOptions = field(default_factory=TransferOptions)
+    collections: tuple[str, ...] = ("qmsum", "squality")
+    """Whose training documents and queries are learned from; each step takes one of them."""
+    asked: tuple[str, ...] = ("question", "answer")
+    """What is searched with; each step takes one of them."""
+    teacher: str | None = None
+    """An encoder whose best window's score ranks documents, for train.listwise."""
+    teacher_windows: int = 256
+    """Tokens of its windows."""
+    train: RetrievalOptions = field(default_factory=RetrievalOptions)
 
 
 def build(kind: type[Options], values: dict[str, Any], where: str) -> Options:

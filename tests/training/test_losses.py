@@ -17,7 +17,7 @@ def test_in_batch_negatives_are_a_cross_entropy_in_both_directions() -> None:
         row = sum(math.exp(scores[i][j]) for j in range(3))
         column = sum(math.exp(scores[j][i]) for j in range(3))
         want -= (2 * scores[i][i] - math.log(row) - math.log(column)) / 6
-    assert abs(in_batch_negatives(u, v, 0.1).item() - want) < 1e-5
+    assert abs(in_batch_negatives(u @ v.T, 0.1).item() - want) < 1e-5
 
 
 def test_a_document_that_is_right_too_is_not_pushed_away() -> None:
@@ -25,10 +25,10 @@ def test_a_document_that_is_right_too_is_not_pushed_away() -> None:
     v = F.normalize(torch.randn(3, 5), dim=-1)
     known = torch.zeros(3, 3, dtype=torch.bool)
     known[0, 1] = known[0, 0] = True  # its own stays
-    loss = in_batch_negatives(u, v, 0.1, known)
+    loss = in_batch_negatives(u @ v.T, 0.1, known)
     changed = v.clone()
     changed[1] = -changed[1]
-    only = in_batch_negatives(u[:1], v[:1], 0.1)
+    only = in_batch_negatives(u[:1] @ v[:1].T, 0.1)
     assert torch.isfinite(loss)
     assert only.item() == 0
     pair = torch.stack([u[0] @ v[0], u[0] @ v[2]]) / 0.1

@@ -10,18 +10,18 @@ from torch.nn import functional as F
 
 
 def in_batch_negatives(
-    queries: Tensor, documents: Tensor, temperature: float = 0.05, known: Tensor | None = None
+    scores: Tensor, temperature: float = 0.05, known: Tensor | None = None
 ) -> Tensor:
     """Cross-entropy of each query's own document against the batch's others (InfoNCE, 1807.03748).
 
     Args:
-        queries, documents: unit vectors (batch, width), the i-th of each belonging together.
+        scores: (batch, batch), of each query with every document; the i-th belong together.
         temperature: what scores are divided by.
         known: (batch, batch), True where a document other than its own is right for a query too and
             must not be pushed away.
     Returns: a scalar, in both directions averaged.
     """
-    logits = queries @ documents.T / temperature  # (batch, batch)
+    logits = scores / temperature
     if known is not None:
         same = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
         logits = logits.masked_fill(known & ~same, float("-inf"))

@@ -1,0 +1,197 @@
+"""A student that learns which long document a query is about, from windows of the documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..data.retrieval import Retrieval, load_retrieval
+from ..encoder import Encoder
+from ..errors import TwinlineError
+from ..evaluate import evaluate_retrieval
+from ..files import fingerprint
+from ..loop import Batch, Run, train
+from ..options import ConvertRecipe, RetrievalOptions, RetrievalRecipe
+from ..reading import Reader
+from ..windows import cut
+from .lengths import Lengths
+from .losses import in_batch_negatives, listwise
+from .pipeline import converted
+
+Scores = NDArray[np.float64]
+
+
+class Searcher(nn.Module):
+    """Model and score head as one module: queries and documents to all their scores."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.model, self.head = encoder.model, encoder.head
+
+    def forward(self, queries: list[list[int]], documents: list[list[int]]) -> Tensor:
+        """(queries, documents)."""
+        asked, found = self.encoder.read(queries), self.encoder.read(documents)
+        if not self.encoder.reads_states:
+            u, v = (F.normalize(one.vectors.float(), dim=-1) for one in (asked, found))
+            return u @ v.T
+        one, other = asked.stored(), found.stored()
+        rows = [one[i : i + 1].repeated(len(other)) for i in range(len(one))]
+        return torch.stack([self.head(row, other) for row in rows])
+
+
+def window(ids: Sequence[int], length: int, rule: str, draw: np.random.Generator) -> list[int]:
+    """``length`` tokens of a document, its special ones kept: its start, its end, or anywhere.
+
+    A document that is no longer is whole.
+    """
+    if len(ids) <= length:
+        return list(ids)
+    body, room = list(ids[1:-1]), length - 2
+    if rule == "mixed":
+        rule = ("prefix", "suffix", "random")[int(draw.integers(3))]
+    last = len(body) - room
+    start = {"prefix": 0, "suffix": last, "random": int(draw.integers(last + 1))}[rule]
+    return [ids[0], *body[start : start + room], ids[-1]]
+
+
+def train_retrieval(
+    student: Encoder,
+    tasks: Sequence[Retrieval],
+    *,
+    teacher_scores: Sequence[Scores] | None = None,
+    validation: Sequence[Retrieval] = (),
+    options: RetrievalOptions | None = None,
+    folder: Path | None = None,
+    show_progress: bool | None = None,
+) -> Run:
+    """Train ``student`` in place: each query against the windows of a batch's documents.
+
+    Args:
+        tasks: training queries and documents; each step reads one of the tasks.
+        teacher_scores: of each task (queries, documents), needed for ``listwise``.
+        validation: the mean of their nDCG@10 is logged and chooses the best weights.
+        folder: checkpoints and ``metrics.jsonl``; a run found there goes on.
+    Raises: TwinlineError if options and data contradict each other.
+    """
+    options = options or RetrievalOptions()
+    if student.dtype != "float32":
+        raise TwinlineError(f"A student in {student.dtype} cannot be trained: load it in float32.")
+    if options.listwise and teacher_scores is None:
+        raise TwinlineError(f"listwise={options.listwise} needs a teacher: give its scores.")
+    asked = [by_document(task) for task in tasks]
+    for task, places in zip(tasks, asked, strict=True):
+        if len(places) < options.pairs:
+            raise TwinlineError(
+                f"{task.name} has queries about {len(places)} documents, fewer than pairs="
+                f"{options.pairs}: lower pairs, or give more documents."
+            )
+    queries = [student.tokenize(task.queries)[0] for task in tasks]
+    documents = [student.tokenize(task.documents)[0] for task in tasks]
+    per_epoch = sum(-(-len(found) // options.pairs) for found in asked)
+    steps = max(1, round(options.epochs * per_epoch))
+    lengths = Lengths(options.lengths, steps, options.seed)
+
+    def batch_at(number: int) -> Batch:
+        draw = np.random.default_rng((options.seed, number))
+        which = number % len(tasks)
+        places = list(asked[which])
+        chosen = [places[i] for i in draw.permutation(len(places))[: options.pairs]]
+        rows = [int(draw.choice(asked[which][place])) for place in chosen]
+        read = [window(documents[which][p], lengths[number], options.rule, draw) for p in chosen]
+        inputs: dict[str, Any] = {"queries": [queries[which][r] for r in rows], "documents": read}
+        if teacher_scores is not None:
+            block = teacher_scores[which][np.ix_(rows, chosen)]
+            inputs["teacher"] = torch.tensor(block, dtype=torch.float32)
+        both = inputs["queries"] + read
+        return Batch(inputs, len(rows), sum(map(len, both)))
+
+    def loss(module: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        scores = module(inputs["queries"], inputs["documents"]).float()
+        total = in_batch_negatives(scores, options.temperature)
+        if options.listwise:
+            goal = inputs["teacher"].to(scores.device)
+            total = total + options.listwise * listwise(scores, goal, options.temperature)
+        return total
+
+    def evaluate() -> float:
+        return float(np.mean([evaluate_retrieval(student, t).ndcg10.value for t in validation]))
+
+    words = student.model.embeddings.word.weight
+    words.requires_grad_(not options.freeze_words)
+    try:
+        run = train(
+            Searcher(student), batch_at, loss, options.loop(steps),
+            folder=folder,
+            identity={
+                "retrieval": asdict(options),
+                "tasks": [fingerprint([*task.queries, *task.documents]) for task in tasks],
+                "teacher": fingerprint([s.tobytes() for s in teacher_scores or ()]),
+            },
+            evaluate=evaluate if validation else None,
+            title=f"learning to find ({student.model.config.attention})",
+            show_progress=show_progress,
+        )  # fmt: skip
+    finally:
+        words.requires_grad_(True)
+    student.eval()
+    return run
+
+
+def by_document(task: Retrieval) -> dict[int, NDArray[np.int64]]:
+    """The queries about each document that has any."""
+    found = np.unique(task.relevant)
+    return {int(place): np.flatnonzero(task.relevant == place) for place in found}
+
+
+@torch.inference_mode()
+def best_windows(
+    teacher: Reader, task: Retrieval, size: int, show_progress: bool | None = None
+) -> Scores:
+    """The score of each query with the best of a document's windows: (queries, documents).
+
+    What a reader of ``size`` tokens can say of a long document; dear to search with, as every
+    window is stored, and therefore worth distilling.
+    """
+    special = set(teacher.tokenizer.all_special_ids)
+    windows, owner = cut(teacher.tokenize(task.documents)[0], size, special)
+    u = F.normalize(teacher.encode_ids(teacher.tokenize(task.queries)[0]), dim=-1)
+    v = F.normalize(teacher.encode_ids(windows, show_progress_bar=show_progress), dim=-1)
+    best = torch.full((len(u), len(task.documents)), -torch.inf)
+    best.index_reduce_(1, owner, (u @ v.T).float().cpu(), "amax")
+    return best.numpy().astype(np.float64)
+
+
+def searcher(
+    recipe: RetrievalRecipe, work: Path | None = None, show_progress: bool | None = None
+) -> tuple[Encoder, Run]:
+    """Run a whole recipe. Returns: the trained student, and the run."""
+    start = ConvertRecipe(
+        base=recipe.base, texts=recipe.texts, transfer=recipe.transfer, **recipe.model.given()
+    )
+    made = converted(start, work, show_progress)
+    torch.manual_seed(recipe.train.seed)
+    made = Encoder(made.model, made.tokenizer, similarity=recipe.similarity, windows=recipe.windows)
+    named = [(name, asked) for name in recipe.collections for asked in recipe.asked]
+    tasks = [load_retrieval(name, "train", asked, own_documents=True) for name, asked in named]
+    validation = [
+        load_retrieval(name, "validation", asked, own_documents=True) for name, asked in named
+    ]
+    scores = None
+    if recipe.teacher and recipe.train.listwise:
+        teacher = Encoder(recipe.teacher)
+        size = recipe.teacher_windows
+        scores = [best_windows(teacher, task, size, show_progress) for task in tasks]
+    run = train_retrieval(
+        made, tasks, teacher_scores=scores, validation=validation, options=recipe.train,
+        folder=work and work / "retrieval", show_progress=show_progress,
+    )  # fmt: skip
+    return made, run
