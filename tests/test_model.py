@@ -24,6 +24,8 @@ VARIANTS = [
     {"attention": "linear", "feature_map": "hedgehog", "feature_dim": 9},
     {"attention": "linear", "feature_map": "elu"},
     {"attention": "linear", "local": 5},
+    {"attention": "linear", "sharpen": True},
+    {"attention": "hybrid", "sharpen": True},
     {"attention": "hybrid", "local": 3},
     {"attention": "lightning"},
     {"attention": "lightning", "normalisation": "rms", "learn_decay": False},

@@ -421,6 +421,7 @@ def transfer_loss(
     mask = None if bool(real.all()) else real
     weights = real[:, :, None].to(torch.float32)  # (b, n, 1)
     losses = []
+    count = real.sum(dim=1)
     with torch.no_grad():
         x = model.embeddings(ids, real, None)
     for layer in model.each_layer():
@@ -430,12 +431,13 @@ def transfer_loss(
             target = layer.project(exact)
             scale = (target.square() * weights).sum()
         attention = layer.attention
+        given = (None, count) if getattr(attention, "reads_lent", False) else ()
         if not isinstance(attention, HybridAttention):
-            mixed = attention(q, k, v, mask)
+            mixed = attention(q, k, v, mask, *given)
         elif alone:
-            mixed = linear_attention(attention.q_map(q), attention.k_map(k), v, mask)
+            mixed = linear_attention(attention.q_map(q), attention.k_map(k, count), v, mask)
         else:
-            mixed, log_odds = attention.attend(q, k, v, mask, block)
+            mixed, log_odds = attention.attend(q, k, v, mask, block, count=count)
             with torch.no_grad():
                 wanted, some = outside(q, k, real, block, model.config.neighbours)
             error = torch.where(some, log_odds - wanted, 0.0).square()  # (b, h, n)

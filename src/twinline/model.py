@@ -244,10 +244,10 @@ class Layer(nn.Module):
         """What ``split`` is given of the layer's input; both (b, n, hidden)."""
         return x if self.local is None else cast(Tensor, self.local(x, mask))
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def split(self, x: Tensor, count: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of ``x`` (b, n, hidden), each (b, h, n, d)."""
         if isinstance(self.attention, FoldedAttention):  # features, where encoding is all
-            return self.attention.split(x)
+            return self.attention.split(x, count)
         q, k, v = self.heads_of(self.qkv(x), 3)
         return q, k, v
 
@@ -260,10 +260,10 @@ class Layer(nn.Module):
         rows = slice(0, x.shape[-1])
         return self.heads_of(F.linear(x, self.qkv.weight[rows], self.qkv.bias[rows]), 1)[0]
 
-    def keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def keys(self, x: Tensor, count: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``split``'s second and third, likewise."""
         if isinstance(self.attention, FoldedAttention):
-            return self.attention.keys(x)
+            return self.attention.keys(x, count)
         if not isinstance(self.qkv, nn.Linear):
             return self.split(x)[1:]
         rows = slice(x.shape[-1], None)
@@ -287,32 +287,48 @@ class Layer(nn.Module):
         out: Tensor = self.norm(x + self.dropout(fed))
         return out
 
-    def whole(self, x: Tensor, mask: Tensor | None, lent: Lent | None = None) -> Tensor:
+    def whole(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        lent: Lent | None = None,
+        count: Tensor | None = None,
+    ) -> Tensor:
         """The layer at once: (b, n, hidden) to (b, n, hidden)."""
-        borrows = lent is not None and getattr(self.attention, "reads_lent", False)
-        source = self.source(x, mask)
-        mixed = self.attention(*self.split(source), mask, *([lent] if borrows else []))
+        given = (lent, count) if getattr(self.attention, "reads_lent", False) else ()
+        mixed = self.attention(*self.split(self.source(x, mask), count), mask, *given)
         return self.after_attention(x, self.project(mixed))
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, overwrite: bool = False, lent: Lent | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        overwrite: bool = False,
+        lent: Lent | None = None,
+        count: Tensor | None = None,
     ) -> Tensor:
-        """``overwrite`` lets the result take x's memory, where no gradient is asked for."""
+        """``overwrite`` lets the result take x's memory, where no gradient is asked for.
+
+        ``count`` (b,) is how many tokens each text reads, lent ones too.
+        """
         b, n, _ = x.shape
         if torch.is_grad_enabled() or b * n <= PIECE or lent is not None:
-            return self.whole(x, mask, lent)
+            return self.whole(x, mask, lent, count)
         out = x if overwrite else torch.empty_like(x)
         rows = max(1, PIECE // n)
         for start in range(0, b, rows):
             part = slice(start, start + rows)
             real = None if mask is None else mask[part]
+            counted = None if count is None else count[part]
             if n <= PIECE:
-                out[part] = self.whole(x[part], real)
+                out[part] = self.whole(x[part], real, None, counted)
             else:
-                self.by_pieces(x[part], real, out[part])
+                self.by_pieces(x[part], real, out[part], counted)
         return out
 
-    def by_pieces(self, x: Tensor, mask: Tensor | None, out: Tensor) -> None:
+    def by_pieces(
+        self, x: Tensor, mask: Tensor | None, out: Tensor, count: Tensor | None = None
+    ) -> None:
         """``whole`` for a long text, x to ``out`` (1, n, hidden), which may be the same memory.
 
         The attention collects its state over all pieces first and is then read piece by piece. A
@@ -328,21 +344,22 @@ class Layer(nn.Module):
         sources = source.split(piece, dim=1)
         parts = list(zip(x.split(piece, dim=1), out.split(piece, dim=1), masks, strict=True))
         if multiple is None:
-            mixed = attention(*self.split(source), mask).split(piece, dim=2)
+            given = (None, count) if getattr(attention, "reads_lent", False) else ()
+            mixed = attention(*self.split(source, count), mask, *given).split(piece, dim=2)
             for (part, made, _), whole in zip(parts, mixed, strict=True):
                 made.copy_(self.after_attention(part, self.project(whole)))
             return
         keep = attention.reads_keys and x.shape[1] <= KEPT
-        kept = [self.split(read) for read in sources] if keep else []
+        kept = [self.split(read, count) for read in sources] if keep else []
         states = [
-            attention.collect(*(kept[i][1:] if keep else self.keys(sources[i])), real)
+            attention.collect(*(kept[i][1:] if keep else self.keys(sources[i], count)), real, count)
             for i, (_, _, real) in enumerate(parts)
         ]
         for i, ((part, made, real), state) in enumerate(
             zip(parts, attention.join(states), strict=True)
         ):
             if attention.reads_keys:
-                q, *kv = kept[i] if keep else self.split(sources[i])
+                q, *kv = kept[i] if keep else self.split(sources[i], count)
                 mixed = attention.read(q, tuple(kv), real, state)
             else:
                 mixed = attention.read(self.queries(sources[i]), None, real, state)
@@ -444,10 +461,13 @@ class TwinlineModel(PreTrainedModel):
         real = real.bool()  # (b, n)
         mask = None if bool(real.all()) else real
         x = self.embeddings(input_ids, real, token_type_ids)  # (b, n, hidden)
+        count = real.sum(dim=1)
+        if lent is not None:
+            count = count + lent.gathered(lent.tokens.sum(dim=1).to(x.dtype))
         states = [x]
         keep = output_hidden_states or POOLINGS[self.config.pooling].layers > 1
         for layer in self.each_layer():
-            x = layer(x, mask, overwrite=not keep, lent=lent)
+            x = layer(x, mask, overwrite=not keep, lent=lent, count=count)
             states = [*states, x] if keep else [x]
         pooled = states if lent is None else [state.flatten(0, 1) for state in states]
         vector, weights = self.pool(pooled, real if lent is None else lent.mask(real))

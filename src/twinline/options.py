@@ -47,6 +47,8 @@ class AttentionOptions:
     """What stands for exp(q·k): hedgehog, gated, elu, relu or exp."""
     feature_dim: int | None = None
     """Learned directions a head; None means head_dim. Signed maps make two features of each."""
+    sharpen: bool = False
+    """gated: let the gains of keys grow with the logarithm of the text's length, as is learned."""
     block_size: int = 128
     """hybrid: tokens in a softmax block. lightning: tokens in a tile (speed only)."""
     neighbours: int = 0

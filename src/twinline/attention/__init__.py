@@ -14,7 +14,8 @@ many tokens: ``collect(k, v, mask)`` for every piece, ``join`` over what came ou
 ``read(q, (k, v), mask, joined[i])`` for piece i; ``(k, v)`` may be None unless ``reads_keys``.
 
 A kind that sums over tokens wherever they stand has ``reads_lent``: its module takes a ``Lent`` as
-fifth argument, and the texts of a batch then read one another's prose (training alone).
+fifth argument, with which the texts of a batch read one another's prose (training alone), and as
+sixth how many tokens each text reads, (batch,); so does its ``collect``, as fourth.
 """
 
 from torch import nn

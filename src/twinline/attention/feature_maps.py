@@ -17,6 +17,10 @@ from .spec import AttentionSpec
 
 LOG_GAIN_BOUND = 8.0
 """Log of the largest gain of a key: ``exp(±8)`` spans seven decades and is safe in bfloat16."""
+USUAL = 64
+"""Tokens up to which no gain is sharpened."""
+MOST = 30.0
+"""Largest log-gain of a sharpened key: sums of a million of them stay finite."""
 
 
 class FeatureMap(nn.Module):
@@ -36,21 +40,21 @@ class FeatureMap(nn.Module):
 class Elu(FeatureMap):
     """``elu(x) + 1`` (Katharopoulos et al., arXiv 2006.16236, eq. 7)."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, count: Tensor | None = None) -> Tensor:
         return F.elu(x * self.scale) + 1
 
 
 class Relu(FeatureMap):
     """``relu(x)``, with a floor so that no denominator vanishes."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, count: Tensor | None = None) -> Tensor:
         return F.relu(x * self.scale) + 1e-3
 
 
 class Exp(FeatureMap):
     """``exp(x)``, the exponent bounded smoothly so that bfloat16 sums stay finite."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, count: Tensor | None = None) -> Tensor:
         return torch.exp(LOG_GAIN_BOUND * torch.tanh(x * (self.scale / LOG_GAIN_BOUND)))
 
 
@@ -78,7 +82,7 @@ class Hedgehog(FeatureMap):
         start = torch.cat(parts, dim=1)[:, : self.directions] * self.scale
         self.weight.copy_(start.expand_as(self.weight))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, count: Tensor | None = None) -> Tensor:
         signed = x @ self.weight.to(x.dtype)  # (batch, heads, length, directions)
         return torch.cat([signed.softmax(-1), (-signed).softmax(-1)], dim=-1)
 
@@ -101,6 +105,9 @@ class Gated(Hedgehog):
         if role == "key":
             self.gain = nn.Parameter(torch.empty(self.heads, self.head_dim, 1))
             self.log_gain = nn.Parameter(torch.empty(self.heads, 1, 1))
+            self.sharpness: nn.Parameter | None = None
+            if spec.sharpen:
+                self.sharpness = nn.Parameter(torch.empty(self.heads, 1, 1))
         self.reset()
 
     @torch.no_grad()
@@ -110,8 +117,10 @@ class Gated(Hedgehog):
         if self.role == "key":
             self.gain.zero_()
             self.log_gain.zero_()
+            if self.sharpness is not None:
+                self.sharpness.zero_()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, count: Tensor | None = None) -> Tensor:
         # One product for both signs, with the bias in it: fewer passes than negating and joining.
         batch, heads, length, width = x.shape
         both = torch.cat([self.weight, -self.weight], dim=-1).to(x.dtype).repeat(batch, 1, 1)
@@ -121,7 +130,26 @@ class Gated(Hedgehog):
         if self.role != "key":
             return phi
         log_gain = x @ self.gain.to(x.dtype) + self.log_gain.to(x.dtype)
-        return phi * torch.exp(LOG_GAIN_BOUND * torch.tanh(log_gain / LOG_GAIN_BOUND))
+        return phi * torch.exp(sharpened(log_gain, self.sharpness, count))
+
+
+def sharpened(log_gain: Tensor, sharpness: Tensor | None, count: Tensor | None) -> Tensor:
+    """The log-gain of a key, bounded, and in long texts larger either way.
+
+    ``g (1 + s_h log(n / 64))`` for n > 64 tokens: a gain that suffices against a few tokens of
+    filler is outweighed by n of them, one that grows with log n is not (as Scalable-Softmax, arXiv
+    2501.19399, does for softmax).
+
+    Args:
+        log_gain: (batch, heads, length, 1).
+        sharpness: s, (heads, 1, 1); None: nothing is sharpened.
+        count: n of each text, (batch,).
+    """
+    bounded = LOG_GAIN_BOUND * torch.tanh(log_gain / LOG_GAIN_BOUND)
+    if sharpness is None or count is None:
+        return bounded
+    more = torch.log(count.to(log_gain.dtype) / USUAL).clamp_min(0.0)[:, None, None, None]
+    return (bounded * (1 + sharpness.to(log_gain.dtype) * more)).clamp(-MOST, MOST)
 
 
 FEATURE_MAPS: dict[str, type[FeatureMap]] = {

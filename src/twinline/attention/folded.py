@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .feature_maps import LOG_GAIN_BOUND, Gated
+from .feature_maps import Gated, sharpened
 from .linear import LinearAttention, linear_read, summed
 from .spec import masked
 
@@ -61,6 +61,8 @@ class FoldedAttention(nn.Module):
         self.for_values: nn.Module = joined(values, gains)
         self.q_second: Tensor  # exp(c + d): (heads, 1, directions)
         self.k_second: Tensor
+        self.sharpness: Tensor | None
+        self.register_buffer("sharpness", k_map.sharpness)
         self.register_buffer("q_second", torch.exp(q_c + q_d).unsqueeze(1))
         self.register_buffer("k_second", torch.exp(k_c + k_d).unsqueeze(1))
 
@@ -68,15 +70,15 @@ class FoldedAttention(nn.Module):
         """Features of queries (b, h, n, features), each up to a factor; x is (b, n, hidden)."""
         return self.features(self.for_queries(x), self.q_second)
 
-    def keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def keys(self, x: Tensor, count: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Features of keys (b, h, n, features) and values by their weight (b, h, n, d + 1)."""
         x = self.rounded(x)
         features = self.features(self.for_keys(x), self.k_second)
         b, n, _ = x.shape
         h, d = self.heads, self.head_dim
         v, log_gain = self.for_values(x).split((h * d, h), dim=-1)
-        log_gain = LOG_GAIN_BOUND * torch.tanh(log_gain.transpose(1, 2) / LOG_GAIN_BOUND)
-        weight = torch.exp(log_gain).unsqueeze(-1) / features.sum(-1, keepdim=True)
+        log_gain = sharpened(log_gain.transpose(1, 2).unsqueeze(-1), self.sharpness, count)
+        weight = torch.exp(log_gain) / features.sum(-1, keepdim=True)
         values = v.new_empty(b, h, n, d + 1)
         torch.mul(v.view(b, n, h, d).transpose(1, 2), weight, out=values[..., :d])
         values[..., d:] = weight
@@ -99,12 +101,14 @@ class FoldedAttention(nn.Module):
         torch.div(second, first, out=both[..., f:])
         return both
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def split(self, x: Tensor, count: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """``queries`` and ``keys`` at once."""
         x = self.rounded(x)
-        return self.queries(x), *self.keys(x)
+        return self.queries(x), *self.keys(x, count)
 
-    def collect(self, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def collect(
+        self, k: Tensor, v: Tensor, mask: Tensor | None, count: Tensor | None = None
+    ) -> Tensor:
         """The state (b, h, features, d + 1) of one piece."""
         return k.transpose(-1, -2) @ masked(v, mask)
 

@@ -225,7 +225,7 @@ class HybridAttention(nn.Module):
     @in_fp32
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
-        block: int | None = None, lent: Lent | None = None,
+        block: int | None = None, lent: Lent | None = None, count: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The output and the far tokens' log-odds: see ``hybrid_attention``.
 
@@ -234,7 +234,7 @@ class HybridAttention(nn.Module):
         block, neighbours = block or self.spec.block_size, self.spec.neighbours
         features = (None, None)
         if lent is not None or has_far(q.shape[2], block, neighbours):
-            features = self.q_map(q), self.k_map(k)
+            features = self.q_map(q), self.k_map(k, count)
         return hybrid_attention(
             q, k, v, *features, self.weight(q), mask=mask, block=block, neighbours=neighbours,
             lent=lent,
@@ -248,15 +248,18 @@ class HybridAttention(nn.Module):
         v: Tensor,
         mask: Tensor | None = None,
         lent: Lent | None = None,
+        count: Tensor | None = None,
     ) -> Tensor:
-        out, log_odds = self.attend(q, k, v, mask, lent=lent)
+        out, log_odds = self.attend(q, k, v, mask, lent=lent, count=count)
         if self.report:
             self.report(log_odds, mask)
         return out
 
     @partial(in_fp32, back=False)
-    def collect(self, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        return block_states(self.k_map(k), v, mask, self.spec.block_size)
+    def collect(
+        self, k: Tensor, v: Tensor, mask: Tensor | None, count: Tensor | None = None
+    ) -> Tensor:
+        return block_states(self.k_map(k, count), v, mask, self.spec.block_size)
 
     def join(self, states: list[Tensor]) -> list[Tensor]:
         """As ``others`` without neighbours, in the memory of its result alone."""

@@ -74,16 +74,19 @@ class LinearAttention(nn.Module):
         v: Tensor,
         mask: Tensor | None = None,
         lent: Lent | None = None,
+        count: Tensor | None = None,
     ) -> Tensor:
+        keys = self.k_map(k, count)
         if lent is None:
-            return linear_attention(self.q_map(q), self.k_map(k), v, mask)
-        keys = self.k_map(k)
+            return linear_attention(self.q_map(q), keys, v, mask)
         others = lent.gathered(linear_state(masked(keys, lent.tokens), v))
         return linear_read(self.q_map(q), linear_state(masked(keys, mask), v) + others)
 
     @partial(in_fp32, back=False)
-    def collect(self, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        return linear_state(masked(self.k_map(k), mask), v)
+    def collect(
+        self, k: Tensor, v: Tensor, mask: Tensor | None, count: Tensor | None = None
+    ) -> Tensor:
+        return linear_state(masked(self.k_map(k, count), mask), v)
 
     def join(self, states: list[Tensor]) -> list[Tensor]:
         return summed(states)
