@@ -17,6 +17,7 @@ from cyclopts.exceptions import CycloptsError
 
 from .errors import TwinlineError
 from .options import ConvertRecipe, DistillRecipe, RetrievalRecipe, TeachRecipe, read_yaml
+from .study.verbs import study
 
 Flat = Parameter(name="*")
 
@@ -28,6 +29,8 @@ app = App(
 )
 
 Dtype = Literal["float32", "bfloat16", "int8", "auto"]
+
+app.command(study)
 
 
 @app.command
@@ -356,74 +359,6 @@ def demo(output: Path = Path("twinline-demo"), *, data: str | None = None) -> No
     from .demo import run_demo
 
     run_demo(output, data)
-
-
-study = App(name="study", help="The length study: a grid of runs, and its report.")
-app.command(study)
-
-
-@study.command(name="plan")
-def study_plan(grid: Path, *, results: Path = Path("results")) -> None:
-    """Print a grid's runs and the hours that they take on this machine; start nothing.
-
-    Parameters
-    ----------
-    grid
-        YAML file of the grid.
-    results
-        Folder of finished runs, below it one folder a grid.
-    """
-    from .study.plan import plan_text
-
-    print(plan_text(grid, results))
-
-
-@study.command(name="run")
-def study_run(
-    grid: Path,
-    *,
-    results: Path = Path("results"),
-    work: Path = Path("build/study"),
-    runs: tuple[str, ...] = (),
-) -> None:
-    """Run what is not finished of a grid; a stopped run goes on where it was.
-
-    Parameters
-    ----------
-    grid
-        YAML file of the grid.
-    results
-        Folder of finished runs, below it one folder a grid.
-    work
-        Folder of weights and checkpoints, not needed once a run is finished.
-    runs
-        Only these runs, by the names that plan prints.
-    """
-    from .study.plan import run_grid
-
-    done = run_grid(grid, results, work, runs)
-    print(f"{len(done)} runs finished; twinline study report shows them")
-
-
-@study.command(name="report")
-def study_report(
-    name: str | None = None, *, results: Path = Path("results"), docs: Path = Path("docs")
-) -> None:
-    """Make a grid's finished runs one table (RESULTS/NAME.json) and one page (DOCS/NAME).
-
-    Parameters
-    ----------
-    name
-        The grid's name; by default the one whose results are newest.
-    results
-        Folder of finished runs.
-    docs
-        Folder of the page.
-    """
-    from .study.report import make
-
-    for path in make(name, results, docs):
-        print(f"wrote {path}")
 
 
 def keep_log(work: Path, folder: Path) -> None:

@@ -24,7 +24,7 @@ def grid_file(folder: Path, text: str) -> Path:
         ("arms: [{name: linear}, {name: linear}]", "name the run linear-latent-0 twice"),
         ("arms: [{name: linear, poolings: [cls]}]", "poolings must be among mean, latent"),
         ("arms: []", "at least one arm"),
-        ("steps: [10]", "one number for each of 3 train_lengths"),
+        ("steps: [10]", "one number for each of 3"),
         ("train_lengths: [512, 128, 2048]", "greatest must rise"),
         ("test: [{construction: contxt, lengths: [64]}]", "must be among context, keyed"),
         ("test: [{construction: context}]", "native pairs have lengths"),

@@ -24,11 +24,11 @@ twin: {{alpha: 0.0, epochs: 0.1, pairs: 16}}
 softmax: {{epochs: 0.1, pairs: 16}}
 transfer: {{steps: 2, texts: 8}}
 transfer_texts: [builtin]
-train: {{match: 1.0, states: 1.0, attend: 0.1, pairs: 8, schedule: constant, keep_best: false,
-  evaluate_every: 2}}
+train: {{match: 1.0, states: 1.0, attend: 0.1, pairs: 8, schedule: constant, keep_best: false}}
 lengths: {{least: 32, mean: 0.4, edge: 0.3, equal: tokens, native: 0.2}}
 train_lengths: [48, 128]
 steps: [{steps}, 2]
+curve_points: [1, 1]
 curve_pairs: 10
 arms:
   - {{name: hybrid, poolings: [latent], model: {{block_size: 16}}, real: 64}}

@@ -113,7 +113,8 @@ def test_a_recipe_runs_from_the_command_line(
     recipe.write_text(
         f"base: {tiny_bert}\ncollections: [qmsum]\nasked: [question]\n"
         f"model: {{attention: linear}}\nteacher: {tiny_bert}\nteacher_windows: 16\n"
-        "train: {pairs: 4, epochs: 1, listwise: 0.5, lengths: {least: 16, greatest: [64]}}\n"
+        "train: {pairs: 4, epochs: 1, evaluate_every: 1, listwise: 0.5,\n"
+        "  lengths: {least: 16, greatest: [64]}}\n"
     )
     main(["retrieval", str(tmp_path / "model"), "--recipe", str(recipe)])
     assert "validation nDCG@10" in capsys.readouterr().out

@@ -134,13 +134,15 @@ class Grid:
     transfer_texts: tuple[str, ...] = ("stsb",)
     """What it reads."""
     train: DistillOptions = field(default_factory=DistillOptions)
-    """Every stage's training; its epochs are not used."""
+    """Every stage's training; its epochs and evaluate_every are not used."""
     lengths: LengthOptions = field(default_factory=LengthOptions)
     """How lengths are drawn; greatest and real are set by stage and arm."""
     train_lengths: tuple[int, ...] = (128, 512, 2048)
     """The longest texts of the stages, each warm-started from the one before."""
     steps: tuple[int, ...] = (300, 300, 300)
     """Steps of each stage."""
+    curve_points: tuple[int, ...] = (8, 5, 3)
+    """Evaluations of each stage's curve, beside the one at its start."""
     curve_pairs: int = 100
     """Fixed validation pairs of the longest length of a stage, for its curve."""
     dtype: Literal["float32", "bfloat16", "int8", "auto"] = "float32"
@@ -159,11 +161,13 @@ class Grid:
         at_least(self, 2, "curve_pairs")
         if not self.arms:
             raise TwinlineError("arms must name at least one arm.")
-        if len(self.steps) != len(self.train_lengths):
-            raise TwinlineError(
-                f"steps must be one number for each of {len(self.train_lengths)} train_lengths, "
-                f"not {self.steps}."
-            )
+        for name in ("steps", "curve_points"):
+            given = getattr(self, name)
+            if len(given) != len(self.train_lengths) or min(given) < 1:
+                raise TwinlineError(
+                    f"{name} must be one number for each of {len(self.train_lengths)} "
+                    f"train_lengths, not {given}."
+                )
         replace(self.lengths, greatest=self.train_lengths)  # refuses what does not rise
         keys = [run.key for run in self.runs()]
         if twice := sorted({key for key in keys if keys.count(key) > 1}):

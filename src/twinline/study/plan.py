@@ -77,8 +77,7 @@ def estimate(plan: RunPlan, speed: Speed, pairs: dict[str, int]) -> Estimate:
             count = min(test.pairs or pairs[split], pairs[split])
             cut = 512 if name == "softmax-cut512" else max(*test.lengths, 20)
             testing += sum(2 * count * min(n or 20, cut) for n in test.lengths)
-        curve = plan.grid.train.evaluate_every or plan.grid.steps[stage]
-        evaluations = 1 + plan.grid.steps[stage] // curve
+        evaluations = 1 + plan.grid.curve_points[stage]
         training += 2 * plan.grid.curve_pairs * length * evaluations // 3
     return Estimate(plan, training, testing, training / speed.training + testing / speed.encoding)
 

@@ -182,6 +182,7 @@ def train_stage(
     per_epoch = -(-len(shop.train) // grid.train.pairs)
     options = replace(
         grid.train, seed=1000 * plan.seed + stage, epochs=grid.steps[stage] / per_epoch,
+        evaluate_every=-(-grid.steps[stage] // grid.curve_points[stage]),
         attend=grid.train.attend if plan.pooling == "latent" else 0.0,
     )  # fmt: skip
     validation = shop.long(

@@ -165,9 +165,10 @@ def best_windows(
     windows, owner = cut(teacher.tokenize(task.documents)[0], size, special)
     u = F.normalize(teacher.encode_ids(teacher.tokenize(task.queries)[0]), dim=-1)
     v = F.normalize(teacher.encode_ids(windows, show_progress_bar=show_progress), dim=-1)
-    best = torch.full((len(u), len(task.documents)), -torch.inf)
-    best.index_reduce_(1, owner, (u @ v.T).float().cpu(), "amax")
-    return best.numpy().astype(np.float64)
+    starts = np.searchsorted(owner.numpy(), np.arange(len(task.documents)))
+    scores = (u @ v.T).cpu().numpy().astype(np.float64)
+    best: Scores = np.maximum.reduceat(scores, starts, axis=1)
+    return best
 
 
 def searcher(
@@ -180,10 +181,15 @@ def searcher(
     made = converted(start, work, show_progress)
     torch.manual_seed(recipe.train.seed)
     made = Encoder(made.model, made.tokenizer, similarity=recipe.similarity, windows=recipe.windows)
+    if not recipe.collections:
+        return made, Run()
     named = [(name, asked) for name in recipe.collections for asked in recipe.asked]
     tasks = [load_retrieval(name, "train", asked, own_documents=True) for name, asked in named]
+    # Documents are long: they are only validated on where that is asked for.
     validation = [
-        load_retrieval(name, "validation", asked, own_documents=True) for name, asked in named
+        load_retrieval(name, "validation", asked, own_documents=True)
+        for name, asked in named
+        if recipe.train.evaluate_every
     ]
     scores = None
     if recipe.teacher and recipe.train.listwise:

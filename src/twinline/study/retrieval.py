@@ -1,0 +1,237 @@
+"""Real long text: the arms of a retrieval grid, trained alike, and what they find."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..data.retrieval import load_retrieval
+from ..encoder import Encoder
+from ..errors import TwinlineError
+from ..evaluate import from_scores, ndcg10
+from ..files import fingerprint, write_whole
+from ..machine import describe
+from ..options import ModelOptions, RetrievalOptions, RetrievalRecipe, TransferOptions, read_recipe
+from ..statistics import Correlation, clustered_mean
+from ..training.retrieval import searcher
+from .run import read_lines
+
+COUNTED = ("queries", "documents", "ambiguous", "encoding_seconds", "seconds")
+YARDSTICK = "softmax-windows512"
+"""What every other arm is compared with: averaged windows of the same base and training."""
+
+
+@dataclass(frozen=True)
+class SearchArm:
+    """One way to read long documents."""
+
+    name: str = "linear"
+    """Names it in results."""
+    model: ModelOptions = field(default_factory=ModelOptions)
+    """Attention and pooling."""
+    windows: int | None = None
+    """Windows of so many tokens whose vectors are averaged."""
+    similarity: Literal["cosine", "stca"] = "cosine"
+    """How a query and a document make a score."""
+    trained: bool = True
+    """False: as it is after attention transfer."""
+
+
+@dataclass(frozen=True)
+class SearchGrid:
+    """Arms that learn from the same queries and documents."""
+
+    name: str = "retrieval"
+    """Names its results."""
+    base: str = "all-MiniLM-L6-v2"
+    """The encoder that every arm starts from."""
+    collections: tuple[str, ...] = ("qmsum", "squality")
+    """Sets of documents below TWINLINE_DATA."""
+    asked: tuple[str, ...] = ("question", "answer")
+    """What is searched with: tasks of their own."""
+    texts: tuple[str, ...] = ("stsb",)
+    """Unlabelled text for attention transfer."""
+    transfer: TransferOptions = field(default_factory=TransferOptions)
+    """Attention transfer of every kind that has any."""
+    teacher: str | None = None
+    """An encoder whose best window's score ranks documents, for train.listwise."""
+    train: RetrievalOptions = field(default_factory=RetrievalOptions)
+    """The same for every arm."""
+    dtype: Literal["float32", "bfloat16", "int8", "auto"] = "float32"
+    """Numbers that tests are encoded with."""
+    seeds: tuple[int, ...] = (0,)
+    """Draws of queries, windows and dropout."""
+    arms: tuple[SearchArm, ...] = ()
+    """What is compared."""
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        if not names or len(set(names)) < len(names):
+            raise TwinlineError(f"arms must be one or more of distinct names, not {names}.")
+
+    def runs(self) -> Iterator[tuple[SearchArm, int]]:
+        return ((arm, seed) for seed in self.seeds for arm in self.arms)
+
+    def recipe(self, arm: SearchArm, seed: int) -> RetrievalRecipe:
+        """How an arm is trained."""
+        return RetrievalRecipe(
+            base=self.base, model=arm.model, windows=arm.windows, similarity=arm.similarity,
+            texts=self.texts, transfer=replace(self.transfer, seed=seed),
+            collections=self.collections, asked=self.asked, teacher=self.teacher,
+            train=replace(self.train, seed=seed),
+        )  # fmt: skip
+
+    def identity(self, arm: SearchArm, seed: int) -> str:
+        """What an arm's weights depend on."""
+        return fingerprint([str(asdict(self.recipe(arm, seed))), str(arm.trained)])[:12]
+
+
+def run_search(path: Path, results: Path, work: Path, only: tuple[str, ...] = ()) -> list[Path]:
+    """Train and test what is not finished; write ``RESULTS/long-retrieval.json``.
+
+    Args:
+        only: names of arms, if not all.
+    Raises: TwinlineError for a grid with a typo, an arm that is not there, or results of another
+        version of the grid.
+    """
+    grid = read_recipe(SearchGrid, path)
+    known = [arm.name for arm in grid.arms]
+    for name in only:
+        if name not in known:
+            raise TwinlineError(f"{path} has no arm {name!r}; it has {', '.join(known)}.")
+    folder = results / grid.name
+    for arm, seed in grid.runs():
+        file = folder / f"{arm.name}-{seed}.jsonl"
+        lines = read_lines(file)
+        if lines and lines[0].get("identity") != grid.identity(arm, seed):
+            raise TwinlineError(
+                f"{file} holds results of another version of the grid; they are not mixed. Move it "
+                "away, or give the grid another name."
+            )
+        if not lines and (not only or arm.name in only):
+            write_whole(
+                file, "".join(f"{json.dumps(one)}\n" for one in one_arm(grid, arm, seed, work))
+            )
+    made = rows(grid, folder)
+    written = results / "long-retrieval.json"
+    write_whole(written, json.dumps(made, indent=0) + "\n")
+    print(table(made))
+    return [written]
+
+
+def one_arm(grid: SearchGrid, arm: SearchArm, seed: int, work: Path) -> list[dict[str, Any]]:
+    """Train an arm, or take up its training, and test it: lines of results."""
+    folder = work / f"{grid.name}-{arm.name}-{seed}-{grid.identity(arm, seed)}"
+    if not (folder / "config.json").is_file():
+        recipe = grid.recipe(arm, seed)
+        if not arm.trained:
+            recipe = replace(recipe, collections=())
+        student, _ = searcher(recipe, folder.with_suffix(".work"))
+        student.save(folder)
+    encoder = Encoder(folder, windows=arm.windows, dtype=grid.dtype)
+    head = {"arm": arm.name, "seed": seed, "identity": grid.identity(arm, seed),
+            "machine": describe(), "date": date.today().isoformat()}  # fmt: skip
+    lines = [head]
+    for name in grid.collections:
+        started = time.perf_counter()
+        every = load_retrieval(name, "test", grid.asked[0]).documents  # the same for every task
+        documents = encoder.known(every, "document", {"show_progress_bar": None})
+        encoding = time.perf_counter() - started
+        for split, asked in product(("validation", "test"), grid.asked):
+            task = load_retrieval(name, split, asked)
+            started = time.perf_counter()
+            queries = encoder.known(task.queries, "query", {})
+            found = from_scores(encoder.similarity(queries, documents).cpu().numpy(), task)
+            lines.append(
+                {
+                    "collection": name,
+                    "asked": asked,
+                    "split": split,
+                    "queries": len(task),
+                    "documents": len(task.documents),
+                    "ambiguous": task.ambiguous,
+                    "seconds": round(time.perf_counter() - started, 2),
+                    "encoding_seconds": round(encoding, 1),
+                    "ranks": found.ranks.tolist(),
+                    "relevant": task.relevant.tolist(),
+                }
+            )
+            told = f"{arm.name} {seed} {split} {name} {asked}"
+            print(f"{told}: nDCG@10 {found.ndcg10}", flush=True)
+    return lines
+
+
+def rows(grid: SearchGrid, folder: Path) -> list[dict[str, Any]]:
+    """One flat row for each arm, seed and task, with its difference to averaged windows."""
+    runs = {(arm.name, seed): read_lines(folder / f"{arm.name}-{seed}.jsonl")
+            for arm, seed in grid.runs()}  # fmt: skip
+    made = []
+    for (name, seed), lines in runs.items():
+        for line in lines[1:]:
+            ranks, about = np.array(line["ranks"]), np.array(line["relevant"])
+            gains = ndcg10(ranks)
+            found = clustered_mean(gains, about)
+            key = {k: line[k] for k in ("collection", "asked", "split")}
+            other = next(
+                (o for o in runs.get((YARDSTICK, seed), [])[1:]
+                 if all(o[k] == v for k, v in key.items())), None,
+            )  # fmt: skip
+            gap: Correlation | None = None
+            if other is not None and name != YARDSTICK:
+                gap = clustered_mean(gains - ndcg10(np.array(other["ranks"])), about)
+            made.append(
+                {
+                    "arm": name,
+                    **key,
+                    "seed": seed,
+                    "ndcg10": round(found.value, 5),
+                    "ci_low": round(found.low, 5),
+                    "ci_high": round(found.high, 5),
+                    "recall1": round(float((ranks == 1).mean()), 5),
+                    "mrr": round(float((1 / ranks).mean()), 5),
+                    "over_windows": gap and round(gap.value, 5),
+                    "over_windows_low": gap and round(gap.low, 5),
+                    "over_windows_high": gap and round(gap.high, 5),
+                    **{
+                        k: line[k]
+                        for k in (
+                            "queries",
+                            "documents",
+                            "ambiguous",
+                            "encoding_seconds",
+                            "seconds",
+                        )
+                    },
+                    "machine": lines[0]["machine"],
+                }
+            )
+    return made
+
+
+def table(made: list[dict[str, Any]]) -> str:
+    """The rows of the test split as a Markdown table."""
+    lines = [
+        f"| arm | collection, asked | nDCG@10 | recall@1 | MRR | over {YARDSTICK} |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in made:
+        if row["split"] != "test":
+            continue
+        gap = "–"
+        if row["over_windows"] is not None:
+            low, high = row["over_windows_low"], row["over_windows_high"]
+            gap = f"{row['over_windows']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        lines.append(
+            f"| {row['arm']}, seed {row['seed']} | {row['collection']}, {row['asked']} | "
+            f"{row['ndcg10']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}] | "
+            f"{row['recall1']:.3f} | {row['mrr']:.3f} | {gap} |"
+        )
+    return "\n".join(lines)

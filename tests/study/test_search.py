@@ -1,0 +1,90 @@
+"""A tiny retrieval grid from end to end."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as arrow
+import pytest
+from pyarrow import parquet
+
+from conftest import WORDS
+from twinline.cli import main
+from twinline.errors import TwinlineError
+from twinline.study.retrieval import run_search
+
+GRID = """
+name: tiny-search
+base: {base}
+collections: [squality]
+texts: [builtin]
+transfer: {{steps: 2, texts: 8}}
+teacher: {base}
+train: {{pairs: 4, epochs: {epochs}, listwise: 1.0, lengths: {{least: 16, greatest: [64]}}}}
+arms:
+  - {{name: softmax-windows512, model: {{attention: softmax, pooling: mean}}, windows: 16}}
+  - {{name: linear, model: {{attention: linear, pooling: mean}}, similarity: stca}}
+  - {{name: raw, model: {{attention: linear, pooling: mean}}, trained: false}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection of eight documents in each split."""
+    place = tmp_path_factory.mktemp("search")
+    draw = np.random.default_rng(0)
+    (place / "data" / "squality").mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        names = [f"{split}-{i}" for i in range(8)]
+        texts = [f"{split} {i} " + " ".join(draw.choice(WORDS, 80)) for i in range(8)]
+        asked = [" ".join(draw.choice(WORDS, 4)) + f" {split} {i}" for i in range(16)]
+        of = {"document_id": names * 2, "query": asked, "answer": [f"{a} so" for a in asked]}
+        file = place / "data" / "squality" / split
+        parquet.write_table(arrow.table({"id": names, "text": texts}), f"{file}-documents.parquet")
+        parquet.write_table(arrow.table(of), f"{file}-queries.parquet")
+    return place
+
+
+def test_arms_are_trained_tested_and_compared(
+    folder: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("TWINLINE_DATA", str(folder / "data"))
+    grid = folder / "grid.yaml"
+    grid.write_text(GRID.format(base=tiny_bert, epochs=1))
+    command = ["study", "retrieval", str(grid), "--results", str(folder / "r"),
+               "--work", str(folder / "w")]  # fmt: skip
+    main(command)
+    told = capsys.readouterr().out
+    assert "| linear, seed 0 | squality, answer |" in told
+    rows = json.loads((folder / "r" / "long-retrieval.json").read_text())
+    assert len(rows) == 3 * 2 * 2
+    for row in rows:
+        assert row["ci_low"] <= row["ndcg10"] <= row["ci_high"]
+        assert (row["over_windows"] is None) == (row["arm"] == "softmax-windows512")
+        assert row["documents"] == 24
+        assert row["queries"] == 16
+    before = {f: f.stat().st_mtime_ns for f in (folder / "r" / "tiny-search").iterdir()}
+    main(command)  # nothing is done twice
+    assert before == {f: f.stat().st_mtime_ns for f in (folder / "r" / "tiny-search").iterdir()}
+    grid.write_text(GRID.format(base=tiny_bert, epochs=2))
+    with pytest.raises(TwinlineError, match="another version of the grid"):
+        run_search(grid, folder / "r", folder / "w")
+    with pytest.raises(TwinlineError, match="has no arm 'hybrid'"):
+        run_search(grid, folder / "r", folder / "w", ("hybrid",))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("arms: []", "one or more of distinct names"),
+        ("arms: [{name: a}, {name: a}]", "one or more of distinct names"),
+        ("arms: [{nmae: a}]", "arms, number 1 has no option 'nmae'"),
+        ("train: {rule: middle}", "rule must be one of prefix, suffix, random, mixed"),
+    ],
+)
+def test_a_typo_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text(text)
+    with pytest.raises(TwinlineError, match=told):
+        run_search(file, tmp_path, tmp_path)
