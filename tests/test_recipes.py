@@ -10,14 +10,34 @@ from twinline.encoder import Encoder
 from twinline.errors import TwinlineError
 from twinline.options import ConvertRecipe, DistillRecipe, TeachRecipe, read_recipe
 from twinline.quality import ARMS, Arm
+from twinline.study.grid import read_grid
+from twinline.study.retrieval import YARDSTICK, SearchGrid
 from twinline.teacher import Teacher
 from twinline.training import converted, student, teach, training_pairs
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
+GRIDS = {"study.yaml": 22, "study-small.yaml": 2}
+"""Grids of the length study, and how many runs each has."""
+
+
 def test_every_recipe_belongs_to_an_arm() -> None:
-    assert {arm.recipe for arm in ARMS if arm.recipe} == {file.name for file in RECIPES.iterdir()}
+    files = {file.name for file in RECIPES.iterdir()}
+    arms = {arm.recipe for arm in ARMS if arm.recipe}
+    assert files == {*arms, *GRIDS, "retrieval.yaml"}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_grid_is_read_and_has_its_runs(name: str) -> None:
+    grid = read_grid(RECIPES / name)
+    assert len(list(grid.runs())) == GRIDS[name]
+    assert Path(RECIPES / name).stem == grid.name  # what the page's commands name
+
+
+def test_the_retrieval_grid_has_its_yardstick() -> None:
+    grid = read_recipe(SearchGrid, RECIPES / "retrieval.yaml")
+    assert YARDSTICK in [arm.name for arm in grid.arms]
 
 
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm.recipe], ids=lambda arm: arm.name)

@@ -1,11 +1,13 @@
 """Feature maps against their formulas, written out for one token of one head."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from twinline.attention import FEATURE_MAPS, AttentionSpec
-from twinline.attention.feature_maps import FeatureMap
+from twinline.attention.feature_maps import FeatureMap, sharpened
 
 DIM = 5
 
@@ -81,3 +83,17 @@ def test_large_inputs_stay_finite(name: str, dtype: torch.dtype) -> None:
     made(x).float().square().sum().backward()
     assert torch.isfinite(made(x)).all()
     assert torch.isfinite(x.grad).all()
+
+
+def test_a_gain_grows_with_the_logarithm_of_the_length() -> None:
+    gain = torch.tensor([[[[2.0], [-1.0]]]])  # (batch, heads, length, 1)
+    sharpness = torch.tensor([[[0.5]]])
+
+    def at(count: int) -> list[float]:
+        return sharpened(gain, sharpness, torch.tensor([count])).flatten().tolist()
+
+    plain = (8 * torch.tanh(gain / 8)).flatten().tolist()
+    assert at(10) == at(64) == pytest.approx(plain)
+    assert at(640) == pytest.approx([g * (1 + 0.5 * math.log(10)) for g in plain])
+    assert sharpened(gain, None, torch.tensor([640])).flatten().tolist() == pytest.approx(plain)
+    assert sharpened(100 * gain, 9 * sharpness, torch.tensor([10**6])).abs().max() == 30

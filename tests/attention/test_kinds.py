@@ -321,16 +321,21 @@ def test_spec_refuses_and_names_the_option(option: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("sharpen", [False, True])
 @torch.no_grad()
-def test_folded_maps_change_nothing(mask: str) -> None:
-    module = build("linear", "gated", feature_dim=9)
+def test_folded_maps_change_nothing(mask: str, sharpen: bool) -> None:
+    module = build("linear", "gated", feature_dim=9, sharpen=sharpen)
+    count = torch.tensor([11, 700, 70_000])
+    if sharpen:
+        torch.nn.init.normal_(module.k_map.sharpness, std=0.2)
     qkv = nn.Linear(12, 36)
     folded = FoldedAttention(module, qkv)
     x = 2 * torch.randn(3, 11, 12, generator=torch.Generator().manual_seed(0))
     q, k, v = qkv(x).view(3, 11, 3, 2, 6).permute(2, 0, 3, 1, 4)
     given = MASKS[mask](3, 11)
-    want = module(q, k, v, given)
-    parts = folded.split(x)
+    want = module(q, k, v, given, None, count)
+    assert torch.allclose(want, module(q, k, v, given)) != sharpen
+    parts = folded.split(x, count)
     torch.testing.assert_close(folded(*parts, given), want, rtol=1e-4, atol=1e-5)
     assert can_fold(module)
     assert not can_fold(build("linear", "hedgehog"))
