@@ -6,7 +6,7 @@ heavy, so that ``twinline --help`` is instant.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
@@ -456,6 +456,20 @@ def build(kind: type[Options], values: dict[str, Any], where: str) -> Options:
         raise TwinlineError(f"{where}: {error}") from error
     except TypeError as error:
         raise TwinlineError(f"{where}: a value has the wrong type ({error}).") from error
+
+
+def chosen(options: DataclassInstance) -> dict[str, Any]:
+    """What differs from the defaults, nested options included: an option that is added later, with
+    a default that changes nothing, does not change it."""
+    made: dict[str, Any] = {}
+    for option in fields(options):
+        value = getattr(options, option.name)
+        default = option.default
+        if option.default_factory is not MISSING:
+            default = option.default_factory()
+        if value != default:
+            made[option.name] = chosen(cast(Any, value)) if is_dataclass(value) else value
+    return made
 
 
 def read_recipe(kind: type[Options], path: str | Path) -> Options:

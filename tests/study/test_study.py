@@ -12,6 +12,7 @@ from twinline.errors import TwinlineError
 from twinline.study import run as run_module
 from twinline.study.plan import run_grid
 from twinline.study.report import make
+from twinline.study.run import read_lines
 from twinline.study.table import FIELDS, Table, by_place, unpacked
 
 GRID = """
@@ -31,9 +32,12 @@ steps: [{steps}, 2]
 curve_points: [1, 1]
 curve_pairs: 10
 arms:
-  - {{name: hybrid, poolings: [latent], model: {{block_size: 16}}, real: 64}}
+  - {{name: hybrid, poolings: [latent], model: {{block_size: 16}}, real: 64, seeds: [0, 1]}}
   - {{name: softmax-windows512, real: 64}}
   - {{name: softmax-full, poolings: [mean], train_lengths: [48]}}
+  - {{name: linear, label: linear-real, poolings: [mean], virtual: false, equal: pairs}}
+rates: [1.0e-4, 1.0e-3]
+pilot: 1
 validation:
   - {{construction: native, last: false}}
   - {{construction: context, lengths: [64], pairs: 12}}
@@ -76,7 +80,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
     done = run_grid(grid, folder / "results", folder / "work")
     assert done == [
         "hybrid-latent-0", "softmax-windows512-latent-0", "softmax-windows512-mean-0",
-        "softmax-full-mean-0",
+        "softmax-full-mean-0", "linear-real-mean-0", "hybrid-latent-1",
     ]  # fmt: skip
     assert left.read_text().startswith(before)  # what was known was not made again
     assert run_grid(grid, folder / "results", folder / "work") == []
@@ -87,7 +91,7 @@ def test_every_test_of_the_grid_is_a_row_with_the_promised_fields(finished: Path
     table = Table.read(finished / "results" / "tiny")
     assert {r["arm"] for r in table.rows} == {
         "softmax-native", "hybrid", "hybrid-off", "softmax-windows512", "softmax-full",
-        "softmax-cut512",
+        "softmax-cut512", "linear-real",
     }  # fmt: skip
     assert set(FIELDS) <= set(table.rows[0])
     lengths = {r["eval_length"] for r in table.rows if r["construction"] == "context"}
@@ -126,9 +130,20 @@ def test_curves_count_from_the_pretrained_encoder(finished: Path) -> None:
         ends[head["run"]] = curve[-1]["tokens"]
 
 
+def test_the_first_seed_chooses_the_rate(finished: Path, tiny_bert: Path) -> None:
+    folder = finished / "results" / "tiny"
+    lines = {name: read_lines(folder / f"hybrid-latent-{name}.jsonl") for name in (0, 1)}
+    tried = [line["rate"] for line in lines[0] if line["what"] == "pilot"]
+    assert tried == [1e-4, 1e-3]
+    assert not [line for line in lines[1] if line["what"] == "pilot"]
+    with pytest.raises(TwinlineError, match="run hybrid-latent-0 before it"):
+        run_grid(finished / "grid.yaml", finished / "r2", finished / "work2", ("hybrid-latent-1",))
+
+
 def test_a_difference_is_paired_and_needs_the_same_pairs(finished: Path) -> None:
     table = Table.read(finished / "results" / "tiny")
     one = {"arm": "hybrid", "construction": "context", "split": "test", "eval_length": 600}
+    assert len(table.find(**one)) == 2  # seeds
     same = table.difference(one, one)
     assert same is not None
     assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
@@ -166,7 +181,7 @@ def test_the_plan_names_runs_and_hours(finished: Path, capsys: pytest.CaptureFix
     main(["study", "plan", str(finished / "grid.yaml"), "--results", str(finished / "results")])
     told = capsys.readouterr().out
     assert "| hybrid-latent-0 |" in told
-    assert told.count("done") == 4
+    assert told.count("done") == 6
     assert "0.0 hours to go" in told
 
 

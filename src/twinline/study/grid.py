@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from ..options import (
     TeachOptions,
     TransferOptions,
     at_least,
+    chosen,
     read_recipe,
 )
 
@@ -70,8 +71,14 @@ class ArmOptions:
     """mean, latent."""
     model: ModelOptions = field(default_factory=ModelOptions)
     """Feature map, block size and so on; attention and pooling are the arm's."""
+    label: str = ""
+    """Its name in results, where it is a variant (an ablation) of the arm."""
     real: int = 256
     """Longest text that is really read in training; a longer one is virtual (where that can be)."""
+    virtual: bool = True
+    """False: every text of training is read whole."""
+    equal: Literal["pairs", "tokens"] | None = None
+    """What steps have in common, if not what the study's lengths say."""
     train_lengths: tuple[int, ...] = ()
     """Stages of this arm; none given: the study's."""
 
@@ -80,6 +87,16 @@ class ArmOptions:
         choice("poolings", self.poolings, POOLINGS)
         if not self.seeds or not self.poolings:
             raise TwinlineError(f"The arm {self.name} needs at least one seed and one pooling.")
+
+    @property
+    def known(self) -> str:
+        """What results call it."""
+        return self.label or self.name
+
+    @property
+    def read_as(self) -> tuple[str, ...]:
+        """Its name in results, and those of the other ways to read its weights."""
+        return (self.known, *(() if self.label else ARMS[self.name].also))
 
 
 @dataclass(frozen=True)
@@ -105,8 +122,6 @@ class EvalOptions:
         choice("construction", (self.construction,), (*CONSTRUCTIONS, "native"))
         if (self.construction == "native") != (self.lengths == (0,)):
             raise TwinlineError("native pairs have lengths [0], long ones lengths above 0.")
-        known = (*ARMS, *(name for kind in ARMS.values() for name in kind.also))
-        choice("a test's arms", self.arms, known)
 
 
 @dataclass(frozen=True)
@@ -141,6 +156,11 @@ class Grid:
     """The longest texts of the stages, each warm-started from the one before."""
     steps: tuple[int, ...] = (300, 300, 300)
     """Steps of each stage."""
+    rates: tuple[float, ...] = ()
+    """Learning rates of which the first seed of each arm and pooling takes the best; none given:
+    that of train."""
+    pilot: int = 0
+    """Steps of the first stage after which it is chosen, on validation."""
     curve_points: tuple[int, ...] = (8, 5, 3)
     """Evaluations of each stage's curve, beside the one at its start."""
     curve_pairs: int = 100
@@ -171,7 +191,12 @@ class Grid:
         replace(self.lengths, greatest=self.train_lengths)  # refuses what does not rise
         keys = [run.key for run in self.runs()]
         if twice := sorted({key for key in keys if keys.count(key) > 1}):
-            raise TwinlineError(f"arms name the run {twice[0]} twice.")
+            raise TwinlineError(f"arms name the run {twice[0]} twice: give one a label.")
+        known = tuple(dict.fromkeys(name for arm in self.arms for name in arm.read_as))
+        for test in (*self.validation, *self.test):
+            choice("a test's arms", test.arms, known)
+        if self.rates and not self.pilot:
+            raise TwinlineError("rates are chosen from by pilots: set pilot to their steps.")
 
     def runs(self) -> Iterator[RunPlan]:
         """Every run, first seeds of all arms first, so that a stopped study compares something."""
@@ -200,11 +225,16 @@ class RunPlan:
 
     @property
     def key(self) -> str:
-        return f"{self.arm.name}-{self.pooling}-{self.seed}"
+        return f"{self.arm.known}-{self.pooling}-{self.seed}"
 
     @property
     def kind(self) -> Kind:
         return ARMS[self.arm.name]
+
+    @property
+    def virtual(self) -> bool:
+        """Whether long texts of training may be virtual."""
+        return self.kind.virtual and self.arm.virtual
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -220,13 +250,13 @@ class RunPlan:
 
         Tests are not in it: one that is added is scored, and what is known stays known.
         """
-        grid = asdict(self.grid)
+        grid, arm = chosen(self.grid), chosen(self.arm)
         for name in ("name", "arms", "validation", "test", "dtype"):
-            grid.pop(name)
-        arm = asdict(self.arm)
-        arm.pop("seeds")
-        arm.pop("poolings")
-        return fingerprint([str(grid), str(arm), self.pooling, str(self.seed)])[:12]
+            grid.pop(name, None)
+        for name in ("seeds", "poolings", "label"):
+            arm.pop(name, None)
+        own = (sorted(grid.items()), sorted(arm.items()), self.pooling, self.seed)
+        return fingerprint(map(str, own))[:12]
 
     def tests(self, last: bool) -> Iterator[tuple[str, str, EvalOptions]]:
         """Split, arm (its own, or one that reads its weights otherwise) and test after a stage."""
@@ -234,7 +264,7 @@ class RunPlan:
             for test in tests:
                 if (test.last and not last) or (test.seeds and self.seed not in test.seeds):
                     continue
-                for name in (self.arm.name, *self.kind.also):
+                for name in self.arm.read_as:
                     if not test.arms or name in test.arms:
                         yield split, name, test
 

@@ -15,7 +15,8 @@ from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..machine import keep_memory
 from .grid import Grid, RunPlan, read_grid
-from .run import Workshop, complete, lengths_of, read_lines, run_one, run_yardstick
+from .run import complete, lengths_of, read_lines, run_one, run_yardstick
+from .workshop import Workshop
 
 TRIAL = 4096
 """Tokens that the machine's speed is measured with."""
@@ -79,6 +80,9 @@ def estimate(plan: RunPlan, speed: Speed, pairs: dict[str, int]) -> Estimate:
             testing += sum(2 * count * min(n or 20, cut) for n in test.lengths)
         evaluations = 1 + plan.grid.curve_points[stage]
         training += 2 * plan.grid.curve_pairs * length * evaluations // 3
+    if plan.grid.rates and plan.seed == plan.arm.seeds[0]:
+        first = training * plan.grid.pilot // sum(plan.grid.steps)
+        training += len(plan.grid.rates) * first
     return Estimate(plan, training, testing, training / speed.training + testing / speed.encoding)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import date
-from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -19,134 +18,24 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from ..conversion import convert, learns, transfer
-from ..data import Pairs, load, load_texts
-from ..data.carriers import load_carrier
-from ..data.long import Builder, LongPairs, long_pairs
+from ..data import Pairs
+from ..data.long import Builder, LongPairs
 from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..evaluate import far_off
 from ..files import fingerprint, write_whole
-from ..loop import Run
 from ..machine import describe
 from ..statistics import correlation
-from ..teacher import Teacher
-from ..training import distill, teach
+from ..training import distill
 from ..training.lengths import Lengths, LongSteps
 from .grid import WINDOW, EvalOptions, Grid, RunPlan
 from .measure import flops
+from .workshop import SEED, Workshop
 
-SEED = 0
-"""Of what is tested on: the same texts for every run."""
 PROSE = 4
 """Texts of prose alone in a step of averaged windows, which borrow nothing else."""
 CALIBRATION = 24
 """Long training texts on which int8 finds its ranges."""
-
-
-class Workshop:
-    """What the runs of a grid share: teacher, softmax student, transferred models, long pairs.
-
-    Everything is made when it is first asked for, and lies under ``work``.
-    """
-
-    def __init__(self, grid: Grid, work: Path, show_progress: bool | None = None) -> None:
-        self.grid, self.show = grid, show_progress
-        self.base = work / f"base-{grid.teacher_identity}"
-        self.work = work
-        self.train = load(grid.data, "train")
-        self.pairs = lru_cache(maxsize=None)(self._pairs)
-        self.carrier = lru_cache(maxsize=None)(self._carrier)
-        self.long = lru_cache(maxsize=4)(self._long)
-        self.tokenizer = Encoder(grid.base).tokenizer
-
-    def _pairs(self, split: str) -> Pairs:
-        return load(self.grid.data, split)
-
-    def _carrier(self, source: str, split: str) -> Any:
-        return load_carrier(source, split, self.tokenizer)
-
-    def teacher(self) -> Teacher:
-        """The cross-encoder and the softmax twin on the labels, averaged."""
-        grid, cross, twin = self.grid, self.base / "cross-encoder", self.base / "twin"
-        if not (cross / "teacher.json").is_file():
-            teach(
-                grid.base, self.train, cross, validation=self.pairs("validation"),
-                options=grid.teach, folder=self.base / "cross-encoder.work",
-                show_progress=self.show,
-            )  # fmt: skip
-        if not (twin / "config.json").is_file():
-            made = Encoder(convert(grid.base, attention="softmax"))
-            distill(
-                made, self.train, validation=self.pairs("validation"),
-                options=replace(grid.twin, alpha=0.0), folder=self.base / "twin.work",
-                show_progress=self.show,
-            )  # fmt: skip
-            made.save(twin)
-        return Teacher(cross, twin, cache=self.base / "scores.sqlite")
-
-    def teacher_scores(self) -> Any:
-        """Of the training pairs, (pairs,)."""
-        file = self.base / "scores.npy"
-        if not file.is_file():
-            both = list(zip(self.train.sentence1, self.train.sentence2, strict=True))
-            scores = self.teacher().predict(both, show_progress=self.show)
-            np.save(file, scores)
-        return np.load(file)
-
-    def softmax(self) -> Encoder:
-        """The softmax student at native length: the yardstick, and what vectors are drawn to."""
-        folder = self.base / "softmax"
-        if not (folder / "config.json").is_file():
-            made = Encoder(convert(self.grid.base, attention="softmax"))
-            distill(
-                made, self.train, teacher_scores=self.teacher_scores(),
-                validation=self.pairs("validation"), options=self.grid.softmax,
-                folder=self.base / "softmax.work", show_progress=self.show,
-            )  # fmt: skip
-            made.save(folder)
-        return Encoder(folder)
-
-    def start(self, plan: RunPlan) -> tuple[Encoder, dict[str, float]]:
-        """The arm's model after attention transfer, and what that cost."""
-        grid = self.grid
-        options = replace(plan.model, pooling="mean")  # which transfer does not see
-        own = [grid.base, grid.transfer, grid.transfer_texts, options]
-        folder = self.work / f"start-{plan.kind.attention}-{fingerprint(map(str, own))[:8]}"
-        costs = folder / "transfer.json"
-        if not costs.is_file():
-            model = convert(grid.base, **options.given())
-            run = Run()
-            if grid.transfer.steps and learns(model):
-                run = transfer(
-                    model, load_texts(list(grid.transfer_texts)), grid.transfer,
-                    folder=folder.with_suffix(".work"), show_progress=self.show,
-                )  # fmt: skip
-            Encoder(model).save(folder)
-            # Forward once by softmax, once and back by the new attention's own part.
-            cost = {"tokens": run.tokens, "seconds": run.seconds}
-            write_whole(
-                costs, json.dumps({**cost, "flops": 2 * flops(model.config, run.tokens, 32)})
-            )
-        model = convert(folder, **plan.model.given())
-        return Encoder(model, windows=plan.kind.windows), json.loads(costs.read_text())
-
-    def _long(
-        self, construction: str, length: int, carrier: str, split: str, count: int | None
-    ) -> LongPairs:
-        """The fixed pairs of a test: the same for every run."""
-        pairs = self.pairs(split)
-        rows = np.arange(len(pairs))
-        if count is not None and count < len(pairs):
-            rows = np.sort(np.random.default_rng(SEED).permutation(len(pairs))[:count])
-        chosen = pairs.select(rows.tolist())
-        if construction == "native":
-            return LongPairs(chosen, rows, np.zeros((len(rows), 2)), 0)
-        made = long_pairs(
-            chosen, construction, length, self.tokenizer, self.carrier(carrier, split),
-            seed=SEED, skip_longer=True, show_progress=self.show,
-        )  # fmt: skip
-        return replace(made, rows=rows[made.rows])
 
 
 def lengths_of(plan: RunPlan, stage: int) -> Lengths:
@@ -157,7 +46,8 @@ def lengths_of(plan: RunPlan, stage: int) -> Lengths:
         least=min(plan.grid.lengths.least, length),
         greatest=(length,),
         shares=(),
-        real=min(plan.arm.real, length) if plan.kind.virtual else None,
+        real=min(plan.arm.real, length) if plan.virtual else None,
+        equal=plan.arm.equal or plan.grid.lengths.equal,
     )
     return Lengths(options, plan.grid.steps[stage], 1000 * plan.seed + stage)
 
@@ -170,18 +60,29 @@ def steps_of(plan: RunPlan, stage: int, shop: Workshop) -> LongSteps:
         Builder(shop.train, construction, shop.tokenizer, carrier, lengths.seed)
         for construction in grid.constructions
     )
-    return LongSteps(builders, lengths, PROSE if plan.kind.windows else 0)
+    return LongSteps(builders, lengths, PROSE if plan.kind.windows and plan.virtual else 0)
 
 
 def train_stage(
-    plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work: Path
+    plan: RunPlan,
+    stage: int,
+    student: Encoder,
+    shop: Workshop,
+    work: Path,
+    rate: float,
+    steps: int | None = None,
 ) -> list[dict[str, float]]:
-    """Train one stage in place. Returns: its curve, costs counted from the stage's start."""
+    """Train one stage in place. Returns: its curve, costs counted from the stage's start.
+
+    Args:
+        steps: of a pilot; it reads what the stage's first steps would.
+    """
     grid = plan.grid
     longer = steps_of(plan, stage, shop)
     per_epoch = -(-len(shop.train) // grid.train.pairs)
+    steps = steps or grid.steps[stage]
     options = replace(
-        grid.train, seed=1000 * plan.seed + stage, epochs=grid.steps[stage] / per_epoch,
+        grid.train, seed=1000 * plan.seed + stage, epochs=steps / per_epoch, learning_rate=rate,
         evaluate_every=-(-grid.steps[stage] // grid.curve_points[stage]),
         attend=grid.train.attend if plan.pooling == "latent" else 0.0,
     )  # fmt: skip
@@ -279,7 +180,7 @@ class Results:
         self.file = file
         self.lines: list[dict[str, Any]] = read_lines(file)
         head = {
-            "what": "run", "run": plan.key, "identity": plan.identity, "arm": plan.arm.name,
+            "what": "run", "run": plan.key, "identity": plan.identity, "arm": plan.arm.known,
             "pooling": plan.pooling, "seed": plan.seed, "machine": describe(),
             "date": date.today().isoformat(),
         }  # fmt: skip
@@ -328,8 +229,9 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
     for stage, length in enumerate(plan.stages):
         folder = work / f"stage-{length}"
         if not (folder / "config.json").is_file():
+            rate = chosen_rate(plan, shop, work, results, lines)
             student, cost = start_of(plan, stage, shop, work)
-            curve = train_stage(plan, stage, student, shop, work / f"stage-{length}.work")
+            curve = train_stage(plan, stage, student, shop, work / f"stage-{length}.work", rate)
             if not stage and not lines.has({"what": "transfer"}):
                 lines.add({"what": "transfer", **cost})
             if not lines.has({"what": "curve", "train_length": length}):
@@ -348,6 +250,31 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
                         f"({line['seconds']} s)",
                         flush=True,
                     )
+
+
+def chosen_rate(plan: RunPlan, shop: Workshop, work: Path, results: Path, lines: Results) -> float:
+    """The learning rate that is best on validation after a pilot of the arm's first seed."""
+    grid = plan.grid
+    if not grid.rates:
+        return grid.train.learning_rate
+    first = plan.arm.seeds[0]
+    if plan.seed != first:
+        file = results / f"{plan.arm.known}-{plan.pooling}-{first}.jsonl"
+        tried = [line for line in read_lines(file) if line["what"] == "pilot"]
+        if len(tried) < len(grid.rates):
+            raise TwinlineError(
+                f"{plan.key} takes the learning rate that seed {first} chooses: run "
+                f"{file.stem} before it."
+            )
+    else:
+        for rate in grid.rates:
+            if not lines.has({"what": "pilot", "rate": rate}):
+                student, _ = shop.start(plan)
+                folder = work / f"pilot-{rate:g}.work"
+                curve = train_stage(plan, 0, student, shop, folder, rate, steps=grid.pilot)
+                lines.add({"what": "pilot", "rate": rate, "pearson": curve[-1]["pearson"]})
+        tried = [line for line in lines.lines if line["what"] == "pilot"]
+    return float(max(tried, key=lambda line: line["pearson"])["rate"])
 
 
 def start_of(

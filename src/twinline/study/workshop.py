@@ -1,0 +1,131 @@
+"""What the runs of a grid share, each made when it is first asked for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..conversion import convert, learns, transfer
+from ..data import Pairs, load, load_texts
+from ..data.carriers import load_carrier
+from ..data.long import LongPairs, long_pairs
+from ..encoder import Encoder
+from ..files import fingerprint, write_whole
+from ..loop import Run
+from ..teacher import Teacher
+from ..training import distill, teach
+from .grid import Grid, RunPlan
+from .measure import flops
+
+SEED = 0
+"""Of what is tested on: the same texts for every run."""
+
+
+class Workshop:
+    """What the runs of a grid share: teacher, softmax student, transferred models, long pairs.
+
+    Everything is made when it is first asked for, and lies under ``work``.
+    """
+
+    def __init__(self, grid: Grid, work: Path, show_progress: bool | None = None) -> None:
+        self.grid, self.show = grid, show_progress
+        self.base = work / f"base-{grid.teacher_identity}"
+        self.work = work
+        self.train = load(grid.data, "train")
+        self.pairs = lru_cache(maxsize=None)(self._pairs)
+        self.carrier = lru_cache(maxsize=None)(self._carrier)
+        self.long = lru_cache(maxsize=4)(self._long)
+        self.tokenizer = Encoder(grid.base).tokenizer
+
+    def _pairs(self, split: str) -> Pairs:
+        return load(self.grid.data, split)
+
+    def _carrier(self, source: str, split: str) -> Any:
+        return load_carrier(source, split, self.tokenizer)
+
+    def teacher(self) -> Teacher:
+        """The cross-encoder and the softmax twin on the labels, averaged."""
+        grid, cross, twin = self.grid, self.base / "cross-encoder", self.base / "twin"
+        if not (cross / "teacher.json").is_file():
+            teach(
+                grid.base, self.train, cross, validation=self.pairs("validation"),
+                options=grid.teach, folder=self.base / "cross-encoder.work",
+                show_progress=self.show,
+            )  # fmt: skip
+        if not (twin / "config.json").is_file():
+            made = Encoder(convert(grid.base, attention="softmax"))
+            distill(
+                made, self.train, validation=self.pairs("validation"),
+                options=replace(grid.twin, alpha=0.0), folder=self.base / "twin.work",
+                show_progress=self.show,
+            )  # fmt: skip
+            made.save(twin)
+        return Teacher(cross, twin, cache=self.base / "scores.sqlite")
+
+    def teacher_scores(self) -> Any:
+        """Of the training pairs, (pairs,)."""
+        file = self.base / "scores.npy"
+        if not file.is_file():
+            both = list(zip(self.train.sentence1, self.train.sentence2, strict=True))
+            scores = self.teacher().predict(both, show_progress=self.show)
+            np.save(file, scores)
+        return np.load(file)
+
+    def softmax(self) -> Encoder:
+        """The softmax student at native length: the yardstick, and what vectors are drawn to."""
+        folder = self.base / "softmax"
+        if not (folder / "config.json").is_file():
+            made = Encoder(convert(self.grid.base, attention="softmax"))
+            distill(
+                made, self.train, teacher_scores=self.teacher_scores(),
+                validation=self.pairs("validation"), options=self.grid.softmax,
+                folder=self.base / "softmax.work", show_progress=self.show,
+            )  # fmt: skip
+            made.save(folder)
+        return Encoder(folder)
+
+    def start(self, plan: RunPlan) -> tuple[Encoder, dict[str, float]]:
+        """The arm's model after attention transfer, and what that cost."""
+        grid = self.grid
+        options = replace(plan.model, pooling="mean")  # which transfer does not see
+        own = [grid.base, grid.transfer, grid.transfer_texts, options]
+        folder = self.work / f"start-{plan.kind.attention}-{fingerprint(map(str, own))[:8]}"
+        costs = folder / "transfer.json"
+        if not costs.is_file():
+            model = convert(grid.base, **options.given())
+            run = Run()
+            if grid.transfer.steps and learns(model):
+                run = transfer(
+                    model, load_texts(list(grid.transfer_texts)), grid.transfer,
+                    folder=folder.with_suffix(".work"), show_progress=self.show,
+                )  # fmt: skip
+            Encoder(model).save(folder)
+            # Forward once by softmax, once and back by the new attention's own part.
+            cost = {"tokens": run.tokens, "seconds": run.seconds}
+            write_whole(
+                costs, json.dumps({**cost, "flops": 2 * flops(model.config, run.tokens, 32)})
+            )
+        model = convert(folder, **plan.model.given())
+        return Encoder(model, windows=plan.kind.windows), json.loads(costs.read_text())
+
+    def _long(
+        self, construction: str, length: int, carrier: str, split: str, count: int | None
+    ) -> LongPairs:
+        """The fixed pairs of a test: the same for every run."""
+        pairs = self.pairs(split)
+        rows = np.arange(len(pairs))
+        if count is not None and count < len(pairs):
+            rows = np.sort(np.random.default_rng(SEED).permutation(len(pairs))[:count])
+        chosen = pairs.select(rows.tolist())
+        if construction == "native":
+            return LongPairs(chosen, rows, np.zeros((len(rows), 2)), 0)
+        made = long_pairs(
+            chosen, construction, length, self.tokenizer, self.carrier(carrier, split),
+            seed=SEED, skip_longer=True, show_progress=self.show,
+        )  # fmt: skip
+        return replace(made, rows=rows[made.rows])
