@@ -309,7 +309,8 @@ def long_pairs(
     length
         Tokens of every text, special ones counted.
     carrier
-        Prose: novels, qmsum, squality or qnli below TWINLINE_DATA, or a file of documents.
+        Prose: novels, qmsum, squality or qnli below TWINLINE_DATA; builtin, which the package makes
+        itself; or a file of documents.
     carrier_split
         train, validation or test: no book or author serves two of them.
     model

@@ -193,3 +193,16 @@ def test_real_carriers(stsb_data: Path, tokenizer: Any) -> None:
         other = load_carrier(source, "validation", tokenizer, stsb_data)
         made = Builder(PAIRS, "context", tokenizer, other).pair(1, 512)
         assert len(token_ids(tokenizer, [made.text1])[0]) == 512
+
+
+def test_the_packages_own_prose_is_split_and_long_enough(tokenizer: Any) -> None:
+    parts = {split: load_carrier("builtin", split, tokenizer) for split in SPLITS}
+    for carrier in parts.values():
+        assert min(ends[-1] for ends in carrier.ends) > 20_000
+    own = {split: {s for d in c.sentences for s in d} for split, c in parts.items()}
+    assert not own["train"] & (own["validation"] | own["test"])
+    builder = Builder(PAIRS, "context", tokenizer, parts["train"])
+    assert builder.pair(0, 100) == Builder(PAIRS, "context", tokenizer, parts["train"]).pair(0, 100)
+    prose = builder.prose(200, 3, 1)
+    assert len(token_ids(tokenizer, [prose])[0]) == 200
+    assert prose != builder.prose(200, 3, 2)

@@ -77,10 +77,16 @@ def by_length(table: Table, pooling: str, train_length: int | None, **wanted: An
         axes.set_ylabel("Pearson correlation")
         axes.set_ylim(min(0.0, axes.get_ylim()[0]), 0.95)
         plain_powers(axes)
-        axes.legend(frameon=False, fontsize=8)
+        legend(axes)
         axes.grid(alpha=0.25)
 
     return drawn(paint)
+
+
+def legend(axes: Any) -> None:
+    """Names beside the lines, where there are any."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
 
 
 def plain_powers(axes: Any) -> None:
@@ -111,8 +117,7 @@ def curves(table: Table, against: str, pooling: str) -> str:
         axes.set_xlabel({"flops": "floating-point operations"}.get(against, against)
                         + " so far, transfer counted")  # fmt: skip
         axes.set_ylabel("validation Pearson at the stage's length")
-        if told:
-            axes.legend(frameon=False, fontsize=8)
+        legend(axes)
         axes.grid(alpha=0.25)
 
     return drawn(paint)
@@ -133,7 +138,7 @@ def pareto(table: Table, pooling: str, length: int, **wanted: Any) -> str:
         axes.set_xscale("log")
         axes.set_xlabel(f"pairs of {length:,} tokens scored a second")
         axes.set_ylabel("Pearson correlation")
-        axes.legend(frameon=False, fontsize=8)
+        legend(axes)
         axes.grid(alpha=0.25, which="both")
 
     return drawn(paint)
@@ -158,7 +163,7 @@ def costs(table: Table, **wanted: Any) -> str:
         axes.set_xlabel("tokens of each text")
         axes.set_ylabel("seconds a pair")
         plain_powers(axes)
-        axes.legend(frameon=False, fontsize=8)
+        legend(axes)
         axes.grid(alpha=0.25, which="both")
 
     return drawn(paint)
@@ -178,7 +183,7 @@ def places(table: Table, pooling: str, length: int, **wanted: Any) -> str:
         axes.set_xticks(range(4), ["first quarter", "second", "third", "last"])
         axes.set_ylabel(f"Pearson at {length:,} tokens")
         axes.set_xlabel("mean place of the pair's two sentences")
-        axes.legend(frameon=False, fontsize=8)
+        legend(axes)
         axes.grid(alpha=0.25)
 
     return drawn(paint)

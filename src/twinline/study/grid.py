@@ -23,6 +23,8 @@ from ..options import (
 
 POOLINGS = ("mean", "latent")
 WINDOW = 512
+NATIVE = "softmax-native"
+"""The softmax student on the unmodified pairs: what retention is counted against."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ from ..errors import TwinlineError
 from ..files import into_marks, write_whole
 from ..statistics import Correlation
 from . import figures
+from .grid import NATIVE
 from .measure import SHARES, TARGETS, PowerLaw, power_law, reached
 from .table import LINEAR_TIME, Table, flat, unseen
 
+RUN_AGAIN = "twinline study run recipes/{name}.yaml && twinline study report {name}"
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -41,7 +43,7 @@ code { background: #f4f4f4; padding: 0.1rem 0.3rem; }
 <tr>{% for cell in table.head %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
 </table>{% endfor %}
-<p class="command">Run it again: <code>{{ part.command }}</code></p>
+<p class="command">Run it again: <code>{{ command }}</code></p>
 {% endfor %}
 <p class="command">Machine: {{ machines }}.</p>
 </body></html>
@@ -69,12 +71,13 @@ def make(name: str | None, results: Path, docs: Path) -> list[Path]:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
     page = environment.from_string(PAGE).render(
         title="Linear attention beyond 512 tokens: STS-B in long texts",
+        command=RUN_AGAIN.format(name=table.name),
         answer=answer,
         parts=parts,
         machines="; ".join(table.names("machine")),
     )
     write_whole(written[1], page)
-    pooling = "latent" if "latent" in table.names("pooling") else "mean"
+    pooling = table.poolings[0]
     picture = docs / folder.name / "pearson.svg"
     split = reported_split(table)
     write_whole(
@@ -138,7 +141,7 @@ def chosen_student(table: Table) -> tuple[str, str] | None:
     at = main_test(table, "validation")
     lengths = [n for n in table.lengths(**at) if n]
     for arm in LINEAR_TIME:
-        for pooling in table.names("pooling"):
+        for pooling in table.poolings:
             for length in reversed(lengths):
                 value = table.mean(
                     arm=arm, pooling=pooling, eval_length=length, train_length=longest(table), **at
@@ -153,7 +156,7 @@ def chosen_student(table: Table) -> tuple[str, str] | None:
 def yardstick(table: Table) -> float | None:
     """The softmax student's Pearson on the native pairs of the reported split."""
     split = reported_split(table)
-    return table.mean(arm="softmax-native", construction="native", split=split)
+    return table.mean(arm=NATIVE, construction="native", split=split)
 
 
 def conclusion(table: Table) -> list[str]:
@@ -244,17 +247,16 @@ def sections(table: Table) -> list[dict[str, Any] | None]:
     ]
 
 
-def part(title: str, command: str = "", **filled: Any) -> dict[str, Any]:
+def part(title: str, **filled: Any) -> dict[str, Any]:
     empty: dict[str, Any] = {"texts": [], "pictures": [], "tables": []}
-    command = command or "twinline study run recipes/study.yaml && twinline study report study"
-    return {"title": title, "command": command, **empty, **filled}
+    return {"title": title, **empty, **filled}
 
 
 def pearson_table(table: Table, **wanted: Any) -> dict[str, Any] | None:
     """Pearson by arm (rows) and evaluation length (columns): mean and, of several seeds, range."""
     lengths = [n for n in table.lengths(**wanted)]
     rows = []
-    for pooling in table.names("pooling"):
+    for pooling in table.poolings:
         for arm in table.names("arm"):
             for trained in sorted({r["train_length"] for r in table.find(arm=arm, pooling=pooling,
                                                                         **wanted)}):  # fmt: skip
@@ -284,8 +286,7 @@ def length_part(table: Table) -> dict[str, Any]:
             "caption": f"{pooling} pooling, {split} split; lines are means over seeds, points "
             "seeds.",
         }
-        for pooling in table.names("pooling")
-        if pooling in ("mean", "latent")
+        for pooling in table.poolings
     ]
     tables = [pearson_table(table, **main_test(table, s)) for s in table.names("split")]
     return part(
@@ -299,7 +300,7 @@ def difference_part(table: Table) -> dict[str, Any] | None:
     split = reported_split(table)
     at = main_test(table, split)
     rows = []
-    for pooling in ("latent", "mean"):
+    for pooling in table.poolings:
         for arm in ("linear", "hybrid", "lightning"):
             for other in ("softmax-windows512", "softmax-cut512", "hybrid-off", "softmax-full"):
                 for length in [n for n in table.lengths(**at) if n]:
@@ -328,7 +329,7 @@ def curve_part(table: Table) -> dict[str, Any]:
     pictures = [
         {"svg": figures.curves(table, against, pooling),
          "caption": f"{pooling} pooling; at each curve's end the length that its stage reached."}
-        for pooling in ("latent", "mean") if pooling in table.names("pooling")
+        for pooling in table.poolings
         for against in ("steps", "tokens", "seconds", "flops")
     ]  # fmt: skip
     rows = []
@@ -365,8 +366,7 @@ def cost_part(table: Table) -> dict[str, Any]:
         "Cost", pictures=[
             {"svg": figures.costs(table, **at), "caption": "Time to encode and score a pair; "
              "docs/speed.md has speed and memory in one quiet run against other libraries."},
-            {"svg": figures.pareto(table, "latent" if "latent" in table.names("pooling") else
-                                   "mean", length, **at),
+            {"svg": figures.pareto(table, table.poolings[0], length, **at),
              "caption": f"What a second buys, at {length:,} tokens."},
         ],
     )  # fmt: skip
@@ -376,7 +376,7 @@ def law_part(table: Table) -> dict[str, Any] | None:
     split = reported_split(table)
     at = main_test(table, split)
     rows = []
-    for pooling in ("latent", "mean"):
+    for pooling in table.poolings:
         for arm in table.names("arm"):
             found = [r for r in table.find(arm=arm, pooling=pooling, **at) if r["eval_length"]]
             trained = max((r["train_length"] for r in found), default=0)
@@ -405,7 +405,7 @@ def place_part(table: Table) -> dict[str, Any] | None:
     at = main_test(table, split)
     lengths = [n for n in table.lengths(**at) if n]
     length = min(lengths, key=lambda n: abs(n - 2048)) if lengths else 0
-    if not length or "latent" not in table.names("pooling"):
+    if not length or "latent" not in table.poolings:
         return None
     svg = figures.places(table, "latent", length, **at)
     picture = {"svg": svg, "caption": f"latent pooling, {length:,} tokens"}

@@ -28,7 +28,7 @@ from ..machine import describe
 from ..statistics import correlation
 from ..training import distill
 from ..training.lengths import Lengths, LongSteps
-from .grid import WINDOW, EvalOptions, Grid, RunPlan
+from .grid import NATIVE, WINDOW, EvalOptions, Grid, RunPlan
 from .measure import flops
 from .workshop import SEED, Workshop
 
@@ -310,14 +310,14 @@ def run_yardstick(grid: Grid, shop: Workshop, results: Path) -> None:
         return
     head = {
         "what": "run", "run": "softmax-native", "identity": grid.teacher_identity,
-        "arm": "softmax-native", "pooling": "mean", "seed": 0, "machine": describe(),
+        "arm": NATIVE, "pooling": "mean", "seed": 0, "machine": describe(),
         "date": date.today().isoformat(),
     }  # fmt: skip
     made = [head]
     encoder, test = shop.softmax(), EvalOptions("native")
     for split in ("validation", "test"):
         key = {
-            "what": "test", "arm": "softmax-native", "train_length": 0, "split": split,
+            "what": "test", "arm": NATIVE, "train_length": 0, "split": split,
             "construction": "native", "carrier": None, "eval_length": 0,
         }  # fmt: skip
         line, pairs = score(encoder, shop, test, key)

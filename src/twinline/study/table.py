@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import TwinlineError
 from ..statistics import Correlation, mean_difference
+from .grid import NATIVE
 from .measure import COSTS, reached
 from .run import read_lines
 
@@ -98,6 +99,12 @@ class Table:
     def names(self, field: str) -> list[Any]:
         """Distinct values of a field, in the order of their first row."""
         return list(dict.fromkeys(r[field] for r in self.rows))
+
+    @cached_property
+    def poolings(self) -> list[str]:
+        """Poolings of the arms, the learned one first."""
+        found = {r["pooling"] for r in self.rows if r["arm"] != NATIVE}
+        return sorted(found)
 
     @property
     def curves(self) -> Iterable[tuple[dict[str, Any], int, list[dict[str, float]]]]:
