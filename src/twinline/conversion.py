@@ -445,7 +445,7 @@ def transfer_loss(
         error = (layer.project(mixed) - target).square() * weights
         losses.append(error.sum() / scale)
         with torch.no_grad():
-            x = layer.after_attention(x, target)
+            x = layer.after_attention(x, target, layer.beside(x, mask))
     return torch.stack(losses).sum() / len(model.layers)
 
 

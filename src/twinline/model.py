@@ -189,10 +189,11 @@ class Embeddings(nn.Module):
 
 
 class Local(nn.Module):
-    """Adds to each token what a depthwise convolution makes of it and its neighbours.
+    """What a depthwise convolution makes of each token and its neighbours; nothing at the start.
 
-    Linear attention sums over a text and knows no places; a short convolution in front of it is
-    what tells a token its surroundings (as in Mamba, arXiv 2312.00752, sec. 3.4; here both ways).
+    Linear attention sums over a text and knows no places. A short convolution in front of it tells
+    keys and queries their surroundings (as in Mamba, arXiv 2312.00752, sec. 3.4; here both ways),
+    one beside it hands them on, which a global sum cannot (as in FLatten, arXiv 2308.00442, 3.3).
     """
 
     def __init__(self, hidden: int, size: int) -> None:
@@ -219,7 +220,7 @@ class Local(nn.Module):
             added = torch.addcmul(added, padded[:, place : place + n], weight[place])
         if order is not None:
             added = reorder(added[:, None], order[1])[:, 0]
-        return x + added
+        return added
 
 
 class Layer(nn.Module):
@@ -229,7 +230,10 @@ class Layer(nn.Module):
         super().__init__()
         hidden = config.hidden_size
         self.heads = config.num_attention_heads
-        self.local = Local(hidden, config.local) if config.local else None
+        self.local: nn.ModuleDict | None = None
+        if config.local:
+            parts = {part: Local(hidden, config.local) for part in ("before", "beside")}
+            self.local = nn.ModuleDict(parts)
         self.qkv = nn.Linear(hidden, 3 * hidden)
         self.attention = ATTENTION[config.attention](config.attention_spec(layer))
         self.out = nn.Linear(hidden, hidden)
@@ -242,7 +246,11 @@ class Layer(nn.Module):
 
     def source(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """What ``split`` is given of the layer's input; both (b, n, hidden)."""
-        return x if self.local is None else cast(Tensor, self.local(x, mask))
+        return x if self.local is None else x + cast(Tensor, self.local["before"](x, mask))
+
+    def beside(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
+        """What is added to ``project``'s of the layer's input (b, n, hidden), if anything."""
+        return None if self.local is None else cast(Tensor, self.local["beside"](x, mask))
 
     def split(self, x: Tensor, count: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of ``x`` (b, n, hidden), each (b, h, n, d)."""
@@ -280,8 +288,9 @@ class Layer(nn.Module):
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 
-    def after_attention(self, x: Tensor, projected: Tensor) -> Tensor:
+    def after_attention(self, x: Tensor, projected: Tensor, beside: Tensor | None = None) -> Tensor:
         """What follows ``project``: residual, norm, feed-forward; all (b, n, hidden)."""
+        projected = projected if beside is None else projected + beside
         x = self.attention_norm(x + self.dropout(projected))
         fed = self.down(self.activation(self.up(x)))  # (b, n, intermediate) inside
         out: Tensor = self.norm(x + self.dropout(fed))
@@ -297,7 +306,7 @@ class Layer(nn.Module):
         """The layer at once: (b, n, hidden) to (b, n, hidden)."""
         given = (lent, count) if getattr(self.attention, "reads_lent", False) else ()
         mixed = self.attention(*self.split(self.source(x, mask), count), mask, *given)
-        return self.after_attention(x, self.project(mixed))
+        return self.after_attention(x, self.project(mixed), self.beside(x, mask))
 
     def forward(
         self,
@@ -343,11 +352,13 @@ class Layer(nn.Module):
         source = self.source(x, mask)
         sources = source.split(piece, dim=1)
         parts = list(zip(x.split(piece, dim=1), out.split(piece, dim=1), masks, strict=True))
+        beside = self.beside(x, mask)
+        asides = [None] * len(parts) if beside is None else beside.split(piece, dim=1)
         if multiple is None:
             given = (None, count) if getattr(attention, "reads_lent", False) else ()
             mixed = attention(*self.split(source, count), mask, *given).split(piece, dim=2)
-            for (part, made, _), whole in zip(parts, mixed, strict=True):
-                made.copy_(self.after_attention(part, self.project(whole)))
+            for (part, made, _), whole, aside in zip(parts, mixed, asides, strict=True):
+                made.copy_(self.after_attention(part, self.project(whole), aside))
             return
         keep = attention.reads_keys and x.shape[1] <= KEPT
         kept = [self.split(read, count) for read in sources] if keep else []
@@ -363,7 +374,7 @@ class Layer(nn.Module):
                 mixed = attention.read(q, tuple(kv), real, state)
             else:
                 mixed = attention.read(self.queries(sources[i]), None, real, state)
-            made.copy_(self.after_attention(part, self.project(mixed)))
+            made.copy_(self.after_attention(part, self.project(mixed), asides[i]))
 
 
 class TwinlineModel(PreTrainedModel):
@@ -429,7 +440,7 @@ class TwinlineModel(PreTrainedModel):
         if getattr(attention, "piece", None) is not None:
             kept = (5 if tokens <= KEPT else 2) if attention.reads_keys else 0
         width: int = self.config.hidden_size * self.embeddings.word.weight.element_size()
-        kept += bool(self.config.local)
+        kept += 2 * bool(self.config.local)
         return tokens * (width * (1 + kept) + 150)
 
     def each_layer(self) -> Iterator[Layer]:

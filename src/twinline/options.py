@@ -78,8 +78,8 @@ class ModelOptions(AttentionOptions):
     attention: str = "linear"
     """softmax, linear, lightning or hybrid."""
     local: int = 0
-    """Tokens, an odd number, over which a depthwise convolution mixes what an attention reads, so
-    that a token knows its neighbours; starts without effect. 0: none."""
+    """Tokens, an odd number, over which depthwise convolutions before and beside the attention mix
+    neighbours; they start without effect. 0: none."""
     position_rule: Literal["tiled", "interpolated"] = "tiled"
     """Beyond the position table: start over, or squeeze the text into it."""
     position_period: int | None = None
@@ -244,7 +244,7 @@ class DistillOptions(TrainOptions):
     """Long pairs: weight of the relative squared distance between the states of the sentence's
     tokens in the long text and the twin's of the sentence alone."""
     added_rate: float = 1.0
-    """Learning rate of what conversion added (maps, pooling, local), as a multiple."""
+    """Learning rate of what conversion added, and of a learned head, as a multiple."""
     group: bool | None = None
     """Put pairs with the same first text into one batch, where it is read once; None: if they have
     two pairs or more on average, as a query with its candidates."""
@@ -333,13 +333,16 @@ class RetrievalOptions(TrainOptions):
     """What scores are divided by before the softmax over a batch."""
     listwise: float = 0.0
     """Weight of the teacher's ranking of the batch's documents."""
+    added_rate: float = 1.0
+    """Learning rate of what conversion added, and of a learned head, as a multiple."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 2, "pairs")
         at_least(self, 0, "listwise")
-        if not self.temperature > 0:
-            raise TwinlineError(f"temperature must be above 0, not {self.temperature}.")
+        for name in ("temperature", "added_rate"):
+            if not getattr(self, name) > 0:
+                raise TwinlineError(f"{name} must be above 0, not {getattr(self, name)}.")
         if self.rule not in WINDOW_RULES:
             raise TwinlineError(f"rule must be one of {', '.join(WINDOW_RULES)}, not {self.rule}.")
 

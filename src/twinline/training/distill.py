@@ -29,6 +29,8 @@ from .lengths import LongSteps
 from .losses import astray, overlooked
 
 Scores = NDArray[np.float64]
+ADDED = (".pool.", ".attention.", ".local.", "head.")
+"""In the names of parameters that no pretrained encoder has."""
 
 
 class Student(nn.Module):
@@ -185,7 +187,7 @@ def distill(
                 "pairs": fingerprint([*texts1, *texts2, labels.tobytes(), soft.tobytes()]),
             },
             evaluate=evaluate,
-            factors=dict.fromkeys((".pool.", ".attention.", ".local."), options.added_rate),
+            factors=dict.fromkeys(ADDED, options.added_rate),
             title=f"distilling ({student.model.config.attention})",
             show_progress=show_progress,
         )  # fmt: skip

@@ -22,6 +22,7 @@ from ..loop import Batch, Run, train
 from ..options import ConvertRecipe, RetrievalOptions, RetrievalRecipe
 from ..reading import Reader
 from ..windows import cut
+from .distill import ADDED
 from .lengths import Lengths
 from .losses import in_batch_negatives, listwise
 from .pipeline import converted
@@ -137,6 +138,7 @@ def train_retrieval(
                 "teacher": fingerprint([s.tobytes() for s in teacher_scores or ()]),
             },
             evaluate=evaluate if validation else None,
+            factors=dict.fromkeys(ADDED, options.added_rate),
             title=f"learning to find ({student.model.config.attention})",
             show_progress=show_progress,
         )  # fmt: skip
