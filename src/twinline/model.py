@@ -212,12 +212,12 @@ class Local(nn.Module):
         real = x if mask is None else x * mask[:, :, None].to(x.dtype)
         if order is not None:
             real = reorder(real[:, None], order[0])[:, 0]
-        half, n = len(self.weight) // 2, x.shape[1]
-        padded = F.pad(real, (0, 0, half, half))
-        weight = self.weight.to(x.dtype)
-        added = padded[:, :n] * weight[0]
-        for place in range(1, len(weight)):
-            added = torch.addcmul(added, padded[:, place : place + n], weight[place])
+        size, hidden = self.weight.shape
+        # In two dimensions, one of them of one: on a processor its gradient is the faster.
+        kernel = self.weight.to(x.dtype).T[:, None, None]  # (hidden, 1, 1, size)
+        flat = real.transpose(1, 2).unsqueeze(2)  # (b, hidden, 1, n)
+        made = F.conv2d(flat, kernel, padding=(0, size // 2), groups=hidden)
+        added = made.squeeze(2).transpose(1, 2)
         if order is not None:
             added = reorder(added[:, None], order[1])[:, 0]
         return added
