@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,9 @@ def test_learning_rate_schedule() -> None:
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0] + [(20 - s) / 16 for s in range(4, 20)])
     flat = LoopOptions(steps=20, learning_rate=2.0, warmup=0.0, schedule="constant")
     assert {learning_rate(flat, step) for step in range(20)} == {2.0}
+    cooled = replace(flat, cooldown=0.2)
+    rates_at_end = [learning_rate(cooled, step) for step in range(14, 20)]
+    assert rates_at_end == pytest.approx([2.0, 2.0, 2.0, 1.5, 1.0, 0.5])
     assert learning_rate(LoopOptions(steps=1, learning_rate=3.0), 0) == 3.0
     run = train(tiny(), batch_at, squared, falling)
     assert [r.learning_rate for r in run.log] == pytest.approx(rates)

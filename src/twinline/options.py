@@ -105,7 +105,7 @@ class LoopOptions:
     """Share of the steps over which the rate rises from 0."""
     schedule: Literal["linear", "constant"] = "linear"
     """What the rate does after the warm-up: fall to 0, or stay until the cooldown."""
-    cooldown: float = 0.1
+    cooldown: float = 0.0
     """Share of the steps, at the end, over which a constant rate falls to 0."""
     weight_decay: float = 0.01
     """AdamW's decay, on matrices only."""
@@ -188,7 +188,7 @@ class TrainOptions:
     """Share of the steps over which the learning rate rises."""
     schedule: Literal["linear", "constant"] = "linear"
     """What the rate does after the warm-up: fall to 0, or stay until the cooldown."""
-    cooldown: float = 0.1
+    cooldown: float = 0.0
     """Share of the steps, at the end, over which a constant rate falls to 0."""
     weight_decay: float = 0.01
     """AdamW's decay, on matrices only."""

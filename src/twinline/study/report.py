@@ -108,7 +108,9 @@ def longest(table: Table) -> int:
 
 
 def reported_split(table: Table) -> str:
-    return "test" if "test" in table.names("split") else "validation"
+    """Test, as soon as an arm has been scored on it."""
+    tested = any(r["split"] == "test" and r["arm"] != NATIVE for r in table.rows)
+    return "test" if tested else "validation"
 
 
 def main_test(table: Table, split: str) -> dict[str, Any]:
@@ -196,6 +198,8 @@ def conclusion(table: Table) -> list[str]:
         )
         told = ", ".join(f"{number(value('linear', n))} at {n:,}" for n in lines)
         said.append(f"linear by itself: {told}; against {arm}: {gaps}.")
+    elif arm != "linear":
+        said.append("linear by itself is not finished yet.")
     else:
         costs = [
             (head, reached(curve, 0.75).costs) for head, length, curve in table.curves
