@@ -76,6 +76,10 @@ def test_scores_ranks_and_similarities_agree(encoder: Encoder, tmp_path: Path) -
 def test_what_a_states_reader_cannot_have_is_told(encoder: Encoder, tiny_bert: Path) -> None:
     with pytest.raises(TwinlineError, match="give what store returns"):
         encoder.similarity(encoder.encode(TEXTS), encoder.encode(TEXTS))
+    with pytest.raises(TwinlineError, match="a list of one or more texts"):
+        encoder.store("a man")
+    with pytest.raises(TwinlineError, match="has no option 'batch_size'"):
+        encoder.score(TEXTS[:2], TEXTS[2:], batch_size=8)
     with pytest.raises(TwinlineError, match="leave out windows"):
         Encoder(tiny_bert, similarity="stca", windows=16)
 

@@ -58,7 +58,7 @@ def output_folder(path: str | Path, option: str) -> Path:
     return folder
 
 
-WORK = {"checkpoint.pt", "metrics.jsonl", "transfer", "distill", "scores.sqlite"}
+WORK = {"checkpoint.pt", "metrics.jsonl", "transfer", "distill", "retrieval", "scores.sqlite"}
 """All that a run keeps in its work folder."""
 
 

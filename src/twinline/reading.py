@@ -362,11 +362,16 @@ class Reader:
         prompt: str | None = None,
         on_overflow: str | None = None,
         show_progress_bar: bool | None = False,
+        **others: Any,
     ) -> Stored:
         """Texts as they are stored for a head that reads states: vectors and block states.
 
         Options as ``encode``'s. States are kept in float16: N / 128 of them for N tokens.
         """
+        for name in others:
+            raise TwinlineError(f"store, which this score head reads from, has no option {name!r}.")
+        if isinstance(inputs, str) or not len(inputs):
+            raise TwinlineError("store reads a list of one or more texts.")
         ids, _ = self.prepare(list(inputs), prompt_name, prompt, on_overflow)
         parts: dict[int, Stored] = {}
         with Progress("encoding", total=len(ids), show=show_progress_bar) as progress:

@@ -20,10 +20,8 @@ def cut(
     for text, row in enumerate(ids):
         start, stop = 0, len(row)
         if stop > size:
-            while start < stop and row[start] in special:
-                start += 1
-            while stop > start and row[stop - 1] in special:
-                stop -= 1
+            start += row[start] in special  # one on each side: [UNK] within a text is special too
+            stop -= row[stop - 1] in special
         step = max(1, size - start - (len(row) - stop)) if len(row) > size else max(1, stop)
         for place in range(start, max(stop, start + 1), step):
             body = row[place : min(place + step, stop)]

@@ -57,7 +57,7 @@ def test_arms_are_trained_tested_and_compared(
     main(command)
     told = capsys.readouterr().out
     assert "| linear, seed 0 | squality, answer |" in told
-    rows = json.loads((folder / "r" / "long-retrieval.json").read_text())
+    rows = json.loads((folder / "r" / "long-retrieval-tiny-search.json").read_text())
     assert len(rows) == 3 * 2 * 2
     for row in rows:
         assert row["ci_low"] <= row["ndcg10"] <= row["ci_high"]

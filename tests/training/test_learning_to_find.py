@@ -116,6 +116,13 @@ def test_a_recipe_runs_from_the_command_line(
         "train: {pairs: 4, epochs: 1, evaluate_every: 1, listwise: 0.5,\n"
         "  lengths: {least: 16, greatest: [64]}}\n"
     )
-    main(["retrieval", str(tmp_path / "model"), "--recipe", str(recipe)])
+    command = ["retrieval", str(tmp_path / "model"), "--recipe", str(recipe)]
+    with monkeypatch.context() as patch:  # stopped after its last checkpoint
+        patch.setattr(Encoder, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(SystemExit):
+            main(command)
+    assert (tmp_path / "model.work").is_dir()
+    main(command)
+    assert not (tmp_path / "model.work").exists()
     assert "validation nDCG@10" in capsys.readouterr().out
     assert Encoder(tmp_path / "model").model.config.attention == "linear"

@@ -106,8 +106,7 @@ def curves(table: Table, against: str, pooling: str) -> str:
                 continue
             colour = COLOURS.get(head["arm"])
             points = [p for p in curve if p[against] > 0]
-            style = {0: "-"}.get(head["seed"], "-")
-            axes.plot([p[against] for p in points], [p["pearson"] for p in points], style,
+            axes.plot([p[against] for p in points], [p["pearson"] for p in points],
                       color=colour, lw=1.3, alpha=0.85,
                       label=None if head["arm"] in told else head["arm"])  # fmt: skip
             told.add(head["arm"])
@@ -115,7 +114,7 @@ def curves(table: Table, against: str, pooling: str) -> str:
                 axes.annotate(f"{length:,}", (points[-1][against], points[-1]["pearson"]),
                               fontsize=7, color=colour)  # fmt: skip
         axes.set_xlabel({"flops": "floating-point operations"}.get(against, against)
-                        + " so far, transfer counted")  # fmt: skip
+                        + " so far")  # fmt: skip
         axes.set_ylabel("validation Pearson at the stage's length")
         legend(axes)
         axes.grid(alpha=0.25)
@@ -182,7 +181,7 @@ def places(table: Table, pooling: str, length: int, **wanted: Any) -> str:
             axes.plot(range(4), parts.mean(axis=0), "o-", color=COLOURS.get(arm), label=arm, ms=4)
         axes.set_xticks(range(4), ["first quarter", "second", "third", "last"])
         axes.set_ylabel(f"Pearson at {length:,} tokens")
-        axes.set_xlabel("mean place of the pair's two sentences")
+        axes.set_xlabel("where both sentences of a pair stand")
         legend(axes)
         axes.grid(alpha=0.25)
 

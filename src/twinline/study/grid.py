@@ -61,6 +61,24 @@ def choice(name: str, values: tuple[Any, ...], allowed: tuple[Any, ...] | dict[s
         raise TwinlineError(f"{name} names something twice: {', '.join(map(str, values))}.")
 
 
+def numbers(name: str, values: Any, kind: type[int] | type[float], least: float = 0) -> None:
+    """Refuse what is no list of numbers of a kind, or has one below ``least``."""
+    if not isinstance(values, tuple) or not all(
+        isinstance(v, kind) and not isinstance(v, bool) and v >= least for v in values
+    ):
+        hint = " (write 1.0e-4 for 1e-4)" if kind is float else ""
+        raise TwinlineError(
+            f"{name} must be a list of {kind.__name__}s of at least {least}, not {values!r}{hint}."
+        )
+
+
+def rising(name: str, values: tuple[int, ...]) -> None:
+    """Refuse stages that do not grow: each is a training of its own."""
+    numbers(name, values, int, 16)
+    if list(values) != sorted(set(values)):
+        raise TwinlineError(f"{name} must rise stage by stage, not {values}.")
+
+
 @dataclass(frozen=True)
 class ArmOptions:
     """One arm of a study."""
@@ -87,6 +105,8 @@ class ArmOptions:
     def __post_init__(self) -> None:
         choice("an arm's name", (self.name,), ARMS)
         choice("poolings", self.poolings, POOLINGS)
+        rising("train_lengths", self.train_lengths)
+        numbers("seeds", self.seeds, int)
         if not self.seeds or not self.poolings:
             raise TwinlineError(f"The arm {self.name} needs at least one seed and one pooling.")
 
@@ -122,6 +142,8 @@ class EvalOptions:
 
     def __post_init__(self) -> None:
         choice("construction", (self.construction,), (*CONSTRUCTIONS, "native"))
+        numbers("a test's lengths", self.lengths, int)
+        numbers("a test's pairs", (2 if self.pairs is None else self.pairs,), int, 2)
         if (self.construction == "native") != (self.lengths == (0,)):
             raise TwinlineError("native pairs have lengths [0], long ones lengths above 0.")
 
@@ -183,9 +205,18 @@ class Grid:
         at_least(self, 2, "curve_pairs")
         if not self.arms:
             raise TwinlineError("arms must name at least one arm.")
+        rising("train_lengths", self.train_lengths)
+        numbers("rates", self.rates, float)
+        for arm in self.arms:
+            if len(arm.train_lengths) > len(self.train_lengths):
+                raise TwinlineError(
+                    f"The arm {arm.known} has more train_lengths than the study's "
+                    f"{len(self.train_lengths)}, whose steps its stages take."
+                )
         for name in ("steps", "curve_points"):
             given = getattr(self, name)
-            if len(given) != len(self.train_lengths) or min(given) < 1:
+            numbers(name, given, int, 1)
+            if len(given) != len(self.train_lengths):
                 raise TwinlineError(
                     f"{name} must be one number for each of {len(self.train_lengths)} "
                     f"train_lengths, not {given}."

@@ -121,7 +121,9 @@ def run_search(path: Path, results: Path, work: Path, only: tuple[str, ...] = ()
                 file, "".join(f"{json.dumps(one)}\n" for one in one_arm(grid, arm, seed, work))
             )
     made = rows(grid, folder)
-    written = results / "long-retrieval.json"
+    # The shipped grid's rows are the published ones; any other grid's stand beside them.
+    name = "long-retrieval" if grid.name == "retrieval" else f"long-retrieval-{grid.name}"
+    written = results / f"{name}.json"
     write_whole(written, json.dumps(made, indent=0) + "\n")
     print(table(made))
     return [written]

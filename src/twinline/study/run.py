@@ -95,7 +95,7 @@ def train_stage(
         options=options, longer=longer, folder=work, show_progress=shop.show,
     )  # fmt: skip
     config = student.model.config
-    length = min(plan.arm.real, plan.stages[stage])
+    length = min(plan.arm.real, plan.stages[stage]) if plan.virtual else plan.stages[stage]
     return [
         {
             "steps": line.step,

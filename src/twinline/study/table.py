@@ -147,14 +147,14 @@ def flat(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def by_place(table: Table, row: dict[str, Any], parts: int = 4) -> list[float]:
-    """Pearson among the pairs whose two sentences both stand in the same part of the texts."""
+    """Pearson among the pairs both whose sentences stand in the same part; nan below 20 pairs."""
     about = table.sets[set_key(row)]
     gold, scores = unpacked(about["gold"], "<f2"), unpacked(row["scores"], "<f2")
     places = unpacked(about["places"], "u1").reshape(-1, 2) / 256
-    part = (places.mean(axis=1) * parts).astype(int)
+    part = (places * parts).astype(int)  # of each side
     made = []
     for number in range(parts):
-        chosen = part == number
+        chosen = (part == number).all(axis=1)
         enough = chosen.sum() > 20
         made.append(float(np.corrcoef(gold[chosen], scores[chosen])[0, 1]) if enough else np.nan)
     return made

@@ -15,7 +15,7 @@ from ..data import Pairs, load, load_texts
 from ..data.carriers import load_carrier
 from ..data.long import LongPairs, long_pairs
 from ..encoder import Encoder
-from ..files import fingerprint, write_whole
+from ..files import fingerprint, whole_file, write_whole
 from ..loop import Run
 from ..teacher import Teacher
 from ..training import distill, teach
@@ -73,7 +73,8 @@ class Workshop:
         if not file.is_file():
             both = list(zip(self.train.sentence1, self.train.sentence2, strict=True))
             scores = self.teacher().predict(both, show_progress=self.show)
-            np.save(file, scores)
+            with whole_file(file) as into:  # another run may be reading
+                np.save(into, scores)
         return np.load(file)
 
     def softmax(self) -> Encoder:

@@ -43,7 +43,8 @@ class Searcher(nn.Module):
         asked, found = self.encoder.read(queries), self.encoder.read(documents)
         if not self.encoder.reads_states:
             u, v = (F.normalize(one.vectors.float(), dim=-1) for one in (asked, found))
-            return u @ v.T
+            with torch.autocast(u.device.type, enabled=False):  # divided by a temperature later
+                return u @ v.T
         one, other = asked.stored(), found.stored()
         rows = [one[i : i + 1].repeated(len(other)) for i in range(len(one))]
         return torch.stack([self.head(row, other) for row in rows])
