@@ -243,8 +243,8 @@ class Grid:
     @property
     def teacher_identity(self) -> str:
         """What the teacher and the softmax student depend on."""
-        own = [self.base, self.data, self.teach, self.twin, self.softmax]
-        return fingerprint(map(str, own))[:8]
+        trained = [sorted(chosen(o).items()) for o in (self.teach, self.twin, self.softmax)]
+        return fingerprint(map(str, (self.base, self.data, *trained)))[:8]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ..data.long import LongPairs, long_pairs
 from ..encoder import Encoder
 from ..files import fingerprint, whole_file, write_whole
 from ..loop import Run
+from ..options import chosen
 from ..teacher import Teacher
 from ..training import distill, teach
 from .grid import Grid, RunPlan
@@ -94,7 +95,8 @@ class Workshop:
         """The arm's model after attention transfer, and what that cost."""
         grid = self.grid
         options = replace(plan.model, pooling="mean")  # which transfer does not see
-        own = [grid.base, grid.transfer, grid.transfer_texts, options]
+        own = [grid.base, sorted(chosen(grid.transfer).items()), grid.transfer_texts,
+               sorted(chosen(options).items())]  # fmt: skip
         folder = self.work / f"start-{plan.kind.attention}-{fingerprint(map(str, own))[:8]}"
         costs = folder / "transfer.json"
         if not costs.is_file():
