@@ -16,7 +16,8 @@ from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from .errors import TwinlineError
-from .options import ConvertRecipe, DistillRecipe, RetrievalRecipe, TeachRecipe, read_yaml
+from .options import ConvertRecipe, DistillRecipe, RetrievalRecipe, TeachRecipe
+from .recipe import read_yaml
 from .study.verbs import study
 
 Flat = Parameter(name="*")

@@ -431,9 +431,8 @@ def transfer_loss(
             target = layer.project(exact)
             scale = (target.square() * weights).sum()
         attention = layer.attention
-        given = (None, count) if getattr(attention, "reads_lent", False) else ()
         if not isinstance(attention, HybridAttention):
-            mixed = attention(q, k, v, mask, *given)
+            mixed = attention(q, k, v, mask, *layer.given(None, count))
         elif alone:
             mixed = linear_attention(attention.q_map(q), attention.k_map(k, count), v, mask)
         else:

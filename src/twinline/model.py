@@ -283,6 +283,10 @@ class Layer(nn.Module):
         b, n, _ = projected.shape
         return projected.view(b, n, parts, self.heads, -1).permute(2, 0, 3, 1, 4)
 
+    def given(self, lent: Lent | None, count: Tensor | None) -> tuple[Any, ...]:
+        """What the attention takes behind q, k, v and mask: see ``attention``."""
+        return (lent, count) if getattr(self.attention, "reads_lent", False) else ()
+
     def project(self, mixed: Tensor) -> Tensor:
         """Heads joined and projected: (b, h, n, d) to (b, n, hidden)."""
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
@@ -304,7 +308,7 @@ class Layer(nn.Module):
         count: Tensor | None = None,
     ) -> Tensor:
         """The layer at once: (b, n, hidden) to (b, n, hidden)."""
-        given = (lent, count) if getattr(self.attention, "reads_lent", False) else ()
+        given = self.given(lent, count)
         mixed = self.attention(*self.split(self.source(x, mask), count), mask, *given)
         return self.after_attention(x, self.project(mixed), self.beside(x, mask))
 
@@ -355,7 +359,7 @@ class Layer(nn.Module):
         beside = self.beside(x, mask)
         asides = [None] * len(parts) if beside is None else beside.split(piece, dim=1)
         if multiple is None:
-            given = (None, count) if getattr(attention, "reads_lent", False) else ()
+            given = self.given(None, count)
             mixed = attention(*self.split(source, count), mask, *given).split(piece, dim=2)
             for (part, made, _), whole, aside in zip(parts, mixed, asides, strict=True):
                 made.copy_(self.after_attention(part, self.project(whole), aside))

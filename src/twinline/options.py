@@ -1,21 +1,16 @@
 """Every option, declared once: the Python arguments, the recipes' YAML and the command line.
 
-A recipe file holds the same names; the command line overrides it. Nothing here imports anything
-heavy, so that ``twinline --help`` is instant.
+A recipe file (``recipe``) holds the same names; the command line overrides it. Nothing here imports
+anything heavy, so that ``twinline --help`` is instant.
 """
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args, get_type_hints
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from .errors import TwinlineError
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Options = TypeVar("Options", bound="DataclassInstance")
 WINDOW_RULES = ("prefix", "suffix", "random", "mixed")
 
 
@@ -427,76 +422,3 @@ class RetrievalRecipe:
     teacher_windows: int = 256
     """Tokens of its windows."""
     train: RetrievalOptions = field(default_factory=RetrievalOptions)
-
-
-def build(kind: type[Options], values: dict[str, Any], where: str) -> Options:
-    """An options object from plain values (a recipe file's), nested ones included.
-
-    Raises: TwinlineError naming ``where``, the key and what is allowed.
-    """
-    hints = get_type_hints(kind)
-    known = {f.name: f for f in fields(kind)}
-    made: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in known:
-            raise TwinlineError(f"{where} has no option {name!r}; known: {', '.join(known)}.")
-        if is_dataclass(hints[name]):
-            if not isinstance(value, dict):
-                raise TwinlineError(f"{where}: {name} must hold options, not {value!r}.")
-            value = build(hints[name], value, f"{where}: {name}")
-        inner = get_args(hints[name])
-        if inner and is_dataclass(inner[0]):  # a tuple of options
-            if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-                raise TwinlineError(f"{where}: {name} must be a list of options, not {value!r}.")
-            value = [
-                build(cast(Any, inner[0]), one, f"{where}: {name}, number {number}")
-                for number, one in enumerate(value, 1)
-            ]
-        made[name] = tuple(value) if isinstance(value, list) else value
-    try:
-        return kind(**made)
-    except TwinlineError as error:
-        raise TwinlineError(f"{where}: {error}") from error
-    except TypeError as error:
-        raise TwinlineError(f"{where}: a value has the wrong type ({error}).") from error
-
-
-def chosen(options: DataclassInstance) -> dict[str, Any]:
-    """What differs from the defaults, nested options included: an option that is added later, with
-    a default that changes nothing, does not change it."""
-    made: dict[str, Any] = {}
-    for option in fields(options):
-        value = getattr(options, option.name)
-        default = option.default
-        if option.default_factory is not MISSING:
-            default = option.default_factory()
-        if value != default:
-            made[option.name] = chosen(cast(Any, value)) if is_dataclass(value) else value
-    return made
-
-
-def read_recipe(kind: type[Options], path: str | Path) -> Options:
-    """An options object from a YAML file.
-
-    Raises: TwinlineError if the file cannot be read or has an option that is not known.
-    """
-    return build(kind, read_yaml(path), str(path))
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A recipe file's values.
-
-    Raises: TwinlineError if it cannot be read or holds no options.
-    """
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TwinlineError(f"The recipe {path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = str(error).splitlines()[0]
-        raise TwinlineError(f"The recipe {path} is not valid YAML: {line}.") from error
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise TwinlineError(f"The recipe {path} holds no options (name: value lines).")
-    return values

@@ -122,16 +122,20 @@ def curves(table: Table, against: str, pooling: str) -> str:
     return drawn(paint)
 
 
+def trained_longest(table: Table, **wanted: Any) -> list[dict[str, Any]]:
+    """Rows of the longest length that there is training on."""
+    rows = table.find(**wanted)
+    return [row for row in rows if row["train_length"] == max(r["train_length"] for r in rows)]
+
+
 def pareto(table: Table, pooling: str, length: int, **wanted: Any) -> str:
     """Pearson against the pairs that a second scores, at one length."""
 
     def paint(axes: Any) -> None:
         for arm in table.names("arm"):
-            rows = table.find(arm=arm, pooling=pooling, eval_length=length, **wanted)
+            rows = trained_longest(table, arm=arm, pooling=pooling, eval_length=length, **wanted)
             if not rows:
                 continue
-            most = max(r["train_length"] for r in rows)
-            rows = [r for r in rows if r["train_length"] == most]
             speed = [r["pairs"] / max(r["seconds"], 1e-3) for r in rows]
             axes.plot(speed, [r["pearson"] for r in rows], "o", color=COLOURS.get(arm), label=arm)
         axes.set_xscale("log")
@@ -173,11 +177,10 @@ def places(table: Table, pooling: str, length: int, **wanted: Any) -> str:
 
     def paint(axes: Any) -> None:
         for arm in table.names("arm"):
-            rows = table.find(arm=arm, pooling=pooling, eval_length=length, **wanted)
+            rows = trained_longest(table, arm=arm, pooling=pooling, eval_length=length, **wanted)
             if not rows:
                 continue
-            most = max(r["train_length"] for r in rows)
-            parts = np.array([by_place(table, r) for r in rows if r["train_length"] == most])
+            parts = np.array([by_place(table, row) for row in rows])
             axes.plot(range(4), parts.mean(axis=0), "o-", color=COLOURS.get(arm), label=arm, ms=4)
         axes.set_xticks(range(4), ["first quarter", "second", "third", "last"])
         axes.set_ylabel(f"Pearson at {length:,} tokens")

@@ -17,9 +17,8 @@ from ..options import (
     TeachOptions,
     TransferOptions,
     at_least,
-    chosen,
-    read_recipe,
 )
+from ..recipe import chosen, read_recipe
 
 POOLINGS = ("mean", "latent")
 WINDOW = 512
@@ -86,7 +85,8 @@ class ArmOptions:
     name: str = "linear"
     """softmax-full, softmax-windows512, linear, hybrid or lightning."""
     seeds: tuple[int, ...] = (0,)
-    """Draws of data order, carriers, places and dropout; the same for every arm."""
+    """Draws of data order, lengths and dropout, the same for every arm; of prose and places too,
+    where arms really read the same length."""
     poolings: tuple[str, ...] = POOLINGS
     """mean, latent."""
     model: ModelOptions = field(default_factory=ModelOptions)

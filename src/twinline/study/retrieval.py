@@ -19,7 +19,8 @@ from ..errors import TwinlineError
 from ..evaluate import from_scores, ndcg10
 from ..files import fingerprint, write_whole
 from ..machine import describe
-from ..options import ModelOptions, RetrievalOptions, RetrievalRecipe, TransferOptions, read_recipe
+from ..options import ModelOptions, RetrievalOptions, RetrievalRecipe, TransferOptions
+from ..recipe import read_recipe
 from ..statistics import Correlation, clustered_mean
 from ..training.retrieval import searcher
 from .run import read_lines
@@ -202,16 +203,7 @@ def rows(grid: SearchGrid, folder: Path) -> list[dict[str, Any]]:
                     "over_windows": gap and round(gap.value, 5),
                     "over_windows_low": gap and round(gap.low, 5),
                     "over_windows_high": gap and round(gap.high, 5),
-                    **{
-                        k: line[k]
-                        for k in (
-                            "queries",
-                            "documents",
-                            "ambiguous",
-                            "encoding_seconds",
-                            "seconds",
-                        )
-                    },
+                    **{k: line[k] for k in COUNTED},
                     "machine": lines[0]["machine"],
                 }
             )

@@ -39,7 +39,8 @@ CALIBRATION = 24
 
 
 def lengths_of(plan: RunPlan, stage: int) -> Lengths:
-    """The lengths of a stage's steps: the same draws for every arm of a seed."""
+    """The lengths of a stage's steps: the same draws for every arm of a seed (what is virtual is
+    not)."""
     length = plan.stages[stage]
     options = replace(
         plan.grid.lengths,
@@ -53,7 +54,8 @@ def lengths_of(plan: RunPlan, stage: int) -> Lengths:
 
 
 def steps_of(plan: RunPlan, stage: int, shop: Workshop) -> LongSteps:
-    """The texts that a stage trains on: the same draws for every arm of a seed."""
+    """The texts that a stage trains on: from the same order of pairs for every arm of a seed, in
+    other prose where arms really read another length."""
     grid, lengths = plan.grid, lengths_of(plan, stage)
     carrier = shop.carrier(grid.carrier, "train")
     builders = tuple(

@@ -39,7 +39,7 @@ class Table:
     @classmethod
     def read(cls, folder: Path) -> Table:
         """Raises: TwinlineError if nothing is finished there."""
-        files = sorted(f for f in folder.glob("*.jsonl") if f.stem not in ("pairs", "retrieval"))
+        files = sorted(f for f in folder.glob("*.jsonl") if f.stem != "pairs")
         runs = [read_lines(file) for file in files]
         if not runs:
             raise TwinlineError(

@@ -17,7 +17,7 @@ from ..data.long import LongPairs, long_pairs
 from ..encoder import Encoder
 from ..files import fingerprint, whole_file, write_whole
 from ..loop import Run
-from ..options import chosen
+from ..recipe import chosen
 from ..teacher import Teacher
 from ..training import distill, teach
 from .grid import Grid, RunPlan

@@ -5,7 +5,8 @@ DSE (arXiv 1908.05161, sec. 3.3): ``(1 − α) · task loss + α · (student −
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -163,8 +164,6 @@ def distill(
             total = total + options.states * astray(reading.states, spans, goal.to(device), sizes)
         return total
 
-    words = student.model.embeddings.word.weight
-    words.requires_grad_(not options.freeze_words)
     evaluate = None
     if validation is not None:
         gold = validation.unit_score
@@ -173,7 +172,7 @@ def distill(
             made = student.score(validation.sentence1, validation.sentence2)
             return pearson(made, gold)
 
-    try:
+    with words_frozen(student, options.freeze_words):
         run = train(
             Student(student), batch_at, loss, options.loop(steps),
             folder=folder,
@@ -191,10 +190,19 @@ def distill(
             title=f"distilling ({student.model.config.attention})",
             show_progress=show_progress,
         )  # fmt: skip
-    finally:
-        words.requires_grad_(True)
     student.eval()
     return run
+
+
+@contextmanager
+def words_frozen(student: Encoder, freeze: bool) -> Iterator[None]:
+    """Inside the block, word embeddings are not trained (if ``freeze``)."""
+    words = student.model.embeddings.word.weight
+    words.requires_grad_(not freeze)
+    try:
+        yield
+    finally:
+        words.requires_grad_(True)
 
 
 def prose(ids: Sequence[Sequence[int]], spans: Tensor) -> Tensor:

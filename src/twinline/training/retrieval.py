@@ -22,7 +22,7 @@ from ..loop import Batch, Run, train
 from ..options import ConvertRecipe, RetrievalOptions, RetrievalRecipe
 from ..reading import Reader
 from ..windows import cut
-from .distill import ADDED
+from .distill import ADDED, words_frozen
 from .lengths import Lengths
 from .losses import in_batch_negatives, listwise
 from .pipeline import converted
@@ -127,9 +127,7 @@ def train_retrieval(
     def evaluate() -> float:
         return float(np.mean([evaluate_retrieval(student, t).ndcg10.value for t in validation]))
 
-    words = student.model.embeddings.word.weight
-    words.requires_grad_(not options.freeze_words)
-    try:
+    with words_frozen(student, options.freeze_words):
         run = train(
             Searcher(student), batch_at, loss, options.loop(steps),
             folder=folder,
@@ -143,8 +141,6 @@ def train_retrieval(
             title=f"learning to find ({student.model.config.attention})",
             show_progress=show_progress,
         )  # fmt: skip
-    finally:
-        words.requires_grad_(True)
     student.eval()
     return run
 
