@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,9 @@ def train(
     """
     # Not Accelerator's own mixed precision: it is fixed for the life of the process.
     accelerator = Accelerator(mixed_precision="no")
-    half = options.precision == "bf16"
+    reduced = partial(
+        torch.autocast, accelerator.device.type, torch.bfloat16, options.precision == "bf16"
+    )
     if accelerator.device.type == "cpu":
         keep_memory()
     wrapped, optim = accelerator.prepare(module, optimiser(module, options, factors))
@@ -141,7 +144,7 @@ def train(
 
     if evaluate is not None and options.evaluate_every and not run.log:
         wrapped.eval()  # where the curve starts
-        with torch.no_grad():
+        with torch.no_grad(), reduced():
             start = Record(0, 0, 0, 0.0, None, 0.0, float(evaluate()))
         run.log.append(start)
     with Progress(title, total=options.steps, done=run.step, show=show_progress) as progress:
@@ -157,7 +160,7 @@ def train(
             for micro in range(options.accumulate):
                 number = run.step * options.accumulate + micro
                 batch = batch_at(number * accelerator.num_processes + accelerator.process_index)
-                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=half):
+                with reduced():
                     value = loss(wrapped, batch.inputs) / options.accumulate
                 accelerator.backward(value)
                 total += float(value.detach())
@@ -179,7 +182,7 @@ def train(
             due = last or (options.evaluate_every and run.step % options.evaluate_every == 0)
             if evaluate is not None and due:
                 wrapped.eval()
-                with torch.no_grad():
+                with torch.no_grad(), reduced():
                     record.validation_pearson = float(evaluate())
                 if record.validation_pearson > (float("-inf") if run.best is None else run.best):
                     run.best, run.best_step, run.stale = record.validation_pearson, run.step, 0

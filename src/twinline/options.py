@@ -43,7 +43,8 @@ class AttentionOptions:
     feature_dim: int | None = None
     """Learned directions a head; None means head_dim. Signed maps make two features of each."""
     sharpen: bool = False
-    """gated: let the gains of keys grow with the logarithm of the text's length, as is learned."""
+    """gated: let the gains of keys grow with the logarithm of the text's length, as is learned;
+    hybrid: let far keys weigh the less, likewise."""
     block_size: int = 128
     """hybrid: tokens in a softmax block. lightning: tokens in a tile (speed only)."""
     neighbours: int = 0
@@ -238,6 +239,9 @@ class DistillOptions(TrainOptions):
     states: float = 0.0
     """Long pairs: weight of the relative squared distance between the states of the sentence's
     tokens in the long text and the twin's of the sentence alone."""
+    gather: float = 0.0
+    """Long pairs, linear and hybrid with gated maps: weight of the negative log of the share of the
+    keys' gains, in the upper half of the layers, that lies on the sentence that counts."""
     added_rate: float = 1.0
     """Learning rate of what conversion added, and of a learned head, as a multiple."""
     group: bool | None = None
@@ -247,7 +251,7 @@ class DistillOptions(TrainOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         share(self, "alpha")
-        at_least(self, 0, "match", "attend", "states")
+        at_least(self, 0, "match", "attend", "states", "gather")
         if not self.added_rate > 0:
             raise TwinlineError(f"added_rate must be above 0, not {self.added_rate}.")
 

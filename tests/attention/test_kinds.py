@@ -340,3 +340,20 @@ def test_folded_maps_change_nothing(mask: str, sharpen: bool) -> None:
     assert can_fold(module)
     assert not can_fold(build("linear", "hedgehog"))
     assert not can_fold(build("hybrid", "gated"))
+
+
+def test_far_keys_weigh_less_in_long_texts_as_is_learned() -> None:
+    module = build("hybrid", "gated", sharpen=True)
+    assert isinstance(module, HybridAttention)
+    assert module.dilution is not None
+    q, k, v, _ = draw((1, 2, 12, 6), 0)
+    plain, odds = module.attend(q, k, v)
+    count = torch.tensor([2048])
+    with torch.no_grad():
+        module.k_map.sharpness.zero_()
+        module.dilution.fill_(0.0)
+        assert torch.equal(module.attend(q, k, v, count=count)[0], plain)
+        module.dilution.fill_(1.0)
+        assert torch.equal(module.attend(q, k, v, count=torch.tensor([512]))[0], plain)
+        _, thinned = module.attend(q, k, v, count=count)
+    torch.testing.assert_close(odds - thinned, torch.full_like(odds, 4.0).log())

@@ -148,16 +148,46 @@ def test_windows_borrow_texts_of_prose_alone(tiny_pairs: Path, tiny_tokenizer: A
     pairs = load(str(tiny_pairs), scale=(0, 1))
     builder = long_steps(pairs, tiny_tokenizer, 1).builders[0]
     options = LengthOptions(least=16, greatest=(256,), mean=0.5, edge=0.4, real=32)
-    longer = LongSteps((builder,), Lengths(options, steps=20), prose=3)
+    longer = LongSteps((builder,), Lengths(options, steps=20), apart=True)
     seen = 0
     for step in range(20):
         built = longer(step, [0, 1, 2, 3])
         if built.reads is not None:
             seen += 1
-            assert len(built.texts) == 11
-            assert built.spans[8:] == [(0, 0)] * 3
-            assert not built.reads[:, :8].any()
+            texts = 2 * len(built.rows)
+            prose = len(built.texts) - texts
+            real = longer.lengths.real(step)
+            assert prose == round((longer.lengths[step] - real) / real)
+            assert len(built.rows) == max(2, 4 - prose // 2)  # a step's tokens stay what they were
+            assert built.spans[texts:] == [(0, 0)] * prose
+            assert not built.reads[:, :texts].any()
+            assert built.reads[:texts, texts:].all()
     assert seen
+
+
+def test_texts_with_pointers_lend_one_another_nothing(
+    tiny_pairs: Path, tiny_tokenizer: Any
+) -> None:
+    pairs = load(str(tiny_pairs), scale=(0, 1))
+    builder = long_steps(pairs, tiny_tokenizer, 1, "keyed").builders[0]
+    options = LengthOptions(least=64, greatest=(512,), mean=0.5, edge=0.4, real=64)
+    longer = LongSteps((builder,), Lengths(options, steps=20))
+    built = [one for step in range(20) if (one := longer(step, range(8))).reads is not None]
+    assert built
+    for one in built:
+        texts = 2 * len(one.rows)
+        assert one.reads is not None
+        assert not one.reads[:, :texts].any()
+        assert not any("counts" in text for text in one.texts[texts:])
+
+
+def test_a_step_of_few_pairs_takes_any_of_its_batch(tiny_pairs: Path, tiny_tokenizer: Any) -> None:
+    pairs = load(str(tiny_pairs), scale=(0, 1))
+    builder = long_steps(pairs, tiny_tokenizer, 1).builders[0]
+    options = LengthOptions(least=16, greatest=(64,), mean=0.5, edge=0.4, equal="tokens")
+    longer = LongSteps((builder,), Lengths(options, steps=60))
+    few = [one.rows for step in range(60) if len((one := longer(step, range(8))).rows) < 4]
+    assert max(max(rows) for rows in few) > 4
 
 
 @pytest.mark.parametrize("attention", ["linear", "hybrid"])
@@ -170,7 +200,7 @@ def test_training_on_virtual_texts_finds_the_sentence(
     steps = 40
     options = DistillOptions(
         alpha=0, epochs=steps / 8, pairs=8, learning_rate=3e-3, match=1.0, states=0.5, attend=1.0,
-        schedule="constant", added_rate=3,
+        gather=0.1, schedule="constant", added_rate=3,
     )  # fmt: skip
     builder = long_steps(pairs, tiny_tokenizer, steps).builders[0]
     lengths = LengthOptions(least=16, greatest=(128,), mean=0.5, edge=0.4, real=32)

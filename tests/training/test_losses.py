@@ -5,7 +5,8 @@ import math
 import torch
 from torch.nn import functional as F
 
-from twinline.training.losses import astray, in_batch_negatives, listwise, overlooked
+from twinline.attention import Lent
+from twinline.training.losses import astray, in_batch_negatives, listwise, overlooked, scattered
 
 
 def test_in_batch_negatives_are_a_cross_entropy_in_both_directions() -> None:
@@ -64,6 +65,29 @@ def test_overlooked_is_the_share_that_lies_elsewhere() -> None:
     lent[2, :, 8:] = 0.25
     spans = torch.cat([spans, torch.tensor([[0, 0]])])
     assert abs(overlooked([lent], spans, 4).item() - want) < 1e-6
+
+
+def test_scattered_is_the_share_of_gains_that_lies_elsewhere() -> None:
+    gains = torch.tensor([[[1.0, 2.0, 3.0, 9.0]], [[4.0, 3.0, 2.0, 1.0]]])
+    real = torch.tensor([[True, True, True, False], [True] * 4])  # the 9 is padding
+    spans = torch.tensor([[0, 2], [3, 4]])
+    logs = torch.log(gains).requires_grad_()
+    want = -(math.log(3 / 6) + math.log(1 / 10)) / 2
+    assert abs(scattered([logs, logs], spans, real).item() - want) < 1e-6
+    # The first text reads the second's last two tokens too; a text of prose does not count.
+    lent = Lent(
+        torch.tensor([[False] * 4, [False, False, True, True], [True] * 4]),
+        torch.tensor([[False, True, False], [False] * 3, [False] * 3]),
+    )
+    three = torch.cat([logs, torch.zeros(1, 1, 4)])
+    spans, real = torch.cat([spans, torch.tensor([[0, 0]])]), torch.cat([real, real[1:]])
+    want = -(math.log(3 / 9) + math.log(1 / 10)) / 2
+    loss = scattered([three], spans, real, lent)
+    loss.backward()
+    assert abs(loss.item() - want) < 1e-6
+    assert logs.grad is not None
+    assert torch.isfinite(logs.grad).all()
+    assert scattered([], spans, real).item() == 0
 
 
 def test_astray_compares_the_sentence_where_it_stands() -> None:

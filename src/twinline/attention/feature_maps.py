@@ -9,6 +9,8 @@ each (untied): ``FEATURE_MAPS[name](spec, role)`` with role "query" or "key". A 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -94,10 +96,13 @@ class Gated(Hedgehog):
     per head. In softmax attention a key's total pull, ``E_q exp(q·k)``, differs by orders of
     magnitude between keys ([CLS] and [SEP] take most of it); hedgehog gives every key the same.
     The gain of a query cancels in linear attention's quotient, so queries have none.
+
+    ``report``, if set, is called with the keys' log-gains (batch, heads, length).
     """
 
     def __init__(self, spec: AttentionSpec, role: str) -> None:
         FeatureMap.__init__(self, spec, role)
+        self.report: Callable[[Tensor], None] | None = None
         self.directions = spec.feature_dim or spec.head_dim
         self.features = 2 * self.directions
         self.weight = nn.Parameter(torch.empty(self.heads, self.head_dim, self.directions))
@@ -130,7 +135,10 @@ class Gated(Hedgehog):
         if self.role != "key":
             return phi
         log_gain = x @ self.gain.to(x.dtype) + self.log_gain.to(x.dtype)
-        return phi * torch.exp(sharpened(log_gain, self.sharpness, count))
+        log_gain = sharpened(log_gain, self.sharpness, count)
+        if self.report:
+            self.report(log_gain.squeeze(-1))
+        return phi * torch.exp(log_gain)
 
 
 def sharpened(log_gain: Tensor, sharpness: Tensor | None, count: Tensor | None) -> Tensor:

@@ -13,6 +13,8 @@ from .feature_maps import FEATURE_MAPS
 from .linear import linear_state
 from .spec import AttentionSpec, Lent, in_fp32, masked, real_first, reorder
 
+USUAL = 512
+"""Tokens up to which the far branch weighs what transfer taught it."""
 LEAST_MASS = 1e-30
 """Far mass below it counts as none: its logarithm's gradient would overflow."""
 
@@ -208,6 +210,9 @@ class HybridAttention(nn.Module):
         # scale is in purely linear attention.
         self.log_weight = nn.Parameter(torch.empty(spec.heads, 1, 1))
         self.query_weight = nn.Parameter(torch.empty(spec.heads, spec.head_dim, 1))
+        self.dilution: nn.Parameter | None = None
+        if spec.sharpen:
+            self.dilution = nn.Parameter(torch.empty(spec.heads, 1, 1))
         self.reset()
 
     @torch.no_grad()
@@ -215,6 +220,21 @@ class HybridAttention(nn.Module):
         """Put this module's own parameters at their start."""
         self.log_weight.zero_()
         self.query_weight.zero_()
+        if self.dilution is not None:
+            self.dilution.fill_(1.0)
+
+    def keys(self, k: Tensor, count: Tensor | None) -> Tensor:
+        """Features of far keys, thinned out where a text of ``count`` (batch,) tokens is long.
+
+        The far sum grows with the text and the near one does not: without bound, thousands of
+        tokens would outweigh a token's own neighbourhood. With ``c_h = 1``, where it starts, the
+        sum counts beyond ``USUAL`` tokens as their mean does: each key by ``(n / 512)^-c_h``.
+        """
+        features = self.k_map(k, count)
+        if self.dilution is None or count is None:
+            return features
+        more = torch.log(count.to(k.dtype) / USUAL).clamp_min(0.0)[:, None, None, None]
+        return features * torch.exp(-self.dilution.to(k.dtype) * more)
 
     def weight(self, q: Tensor) -> Tensor:
         """The log-weight of the linear branch, by query: (batch, heads, length, 1)."""
@@ -234,7 +254,7 @@ class HybridAttention(nn.Module):
         block, neighbours = block or self.spec.block_size, self.spec.neighbours
         features = (None, None)
         if lent is not None or has_far(q.shape[2], block, neighbours):
-            features = self.q_map(q), self.k_map(k, count)
+            features = self.q_map(q), self.keys(k, count)
         return hybrid_attention(
             q, k, v, *features, self.weight(q), mask=mask, block=block, neighbours=neighbours,
             lent=lent,
@@ -259,7 +279,7 @@ class HybridAttention(nn.Module):
     def collect(
         self, k: Tensor, v: Tensor, mask: Tensor | None, count: Tensor | None = None
     ) -> Tensor:
-        return block_states(self.k_map(k, count), v, mask, self.spec.block_size)
+        return block_states(self.keys(k, count), v, mask, self.spec.block_size)
 
     def join(self, states: list[Tensor]) -> list[Tensor]:
         """As ``others`` without neighbours, in the memory of its result alone."""

@@ -315,6 +315,8 @@ class RunPlan:
                     "construction": test.construction,
                     "carrier": (test.carrier or self.grid.carrier) if length else None,
                     "eval_length": length,
+                    "asked": test.pairs,
+                    "dtype": self.grid.dtype,
                 },
             )
             for split, name, test in self.tests(last=stage == len(self.stages) - 1)

@@ -32,8 +32,6 @@ from .grid import NATIVE, WINDOW, EvalOptions, Grid, RunPlan
 from .measure import flops
 from .workshop import SEED, Workshop
 
-PROSE = 4
-"""Texts of prose alone in a step of averaged windows, which borrow nothing else."""
 CALIBRATION = 24
 """Long training texts on which int8 finds its ranges."""
 
@@ -62,7 +60,7 @@ def steps_of(plan: RunPlan, stage: int, shop: Workshop) -> LongSteps:
         Builder(shop.train, construction, shop.tokenizer, carrier, lengths.seed)
         for construction in grid.constructions
     )
-    return LongSteps(builders, lengths, PROSE if plan.kind.windows and plan.virtual else 0)
+    return LongSteps(builders, lengths, apart=plan.kind.windows is not None and plan.virtual)
 
 
 def train_stage(
@@ -245,7 +243,7 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
                 for _, test, key in group:
                     line, made = score(encoder, shop, test, key)
                     add_pairs(results / "pairs.jsonl", describe_pairs(line, made, shop.train))
-                    lines.add({**line, "dtype": plan.grid.dtype})
+                    lines.add(line)
                     print(
                         f"{plan.key} after {length}: {name} {key['split']} {key['construction']} "
                         f"{key['eval_length']} {key['carrier'] or ''} {line['pearson']:.4f} "

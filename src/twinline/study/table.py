@@ -25,6 +25,9 @@ FIELDS = (
     "ci_low", "ci_high", "seed", "pairs", "steps_to_080", "tokens_to_080", "seconds", "machine",
 )  # fmt: skip
 
+CELL = ("arm", "train_length", "split", "construction", "carrier", "eval_length")
+"""What names a score within a run."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -50,8 +53,11 @@ class Table:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """One flat row for every test of every run: ``FIELDS``, and the scores as ``scores``."""
-        made = []
+        """One flat row for every test of every run: ``FIELDS``, and the scores as ``scores``.
+
+        Of a test that was given again, with more pairs or in other numbers, the last counts.
+        """
+        made = {}
         for lines in self.runs:
             head = lines[0]
             curves = whole_curves(lines)
@@ -59,15 +65,13 @@ class Table:
                 if line["what"] != "test":
                     continue
                 costs = reached(curves.get(line["train_length"], []), 0.80).costs
-                made.append(
-                    {
-                        **{k: head[k] for k in ("pooling", "seed", "machine")},
-                        **{k: v for k, v in line.items() if k not in ("what", "left_out")},
-                        "steps_to_080": costs and round(costs["steps"]),
-                        "tokens_to_080": costs and round(costs["tokens"]),
-                    }
-                )
-        return made
+                made[(head["run"], *(line[k] for k in CELL))] = {
+                    **{k: head[k] for k in ("pooling", "seed", "machine")},
+                    **{k: v for k, v in line.items() if k not in ("what", "left_out")},
+                    "steps_to_080": costs and round(costs["steps"]),
+                    "tokens_to_080": costs and round(costs["tokens"]),
+                }
+        return list(made.values())
 
     def find(self, **wanted: Any) -> list[dict[str, Any]]:
         """Rows whose fields are as given, by seed."""

@@ -27,7 +27,7 @@ from ..options import DistillOptions
 from ..reading import Reading
 from ..statistics import pearson
 from .lengths import LongSteps
-from .losses import astray, overlooked
+from .losses import astray, overlooked, scattered
 
 Scores = NDArray[np.float64]
 ADDED = (".pool.", ".attention.", ".local.", "head.")
@@ -142,7 +142,9 @@ def distill(
         spans, lent = held.get("spans"), None
         if spans is not None and "reads" in held:
             lent = Lent(prose(held["ids"], spans), held["reads"])
-        reading, scores = module(held["ids"], held["first"], held["second"], lent)
+        gains: list[Tensor] = []
+        with gains_heard(student, gains if options.gather and spans is not None else None):
+            reading, scores = module(held["ids"], held["first"], held["second"], lent)
         scores = scores.float()
         task = held["weight"] * (scores - held["label"]).square()
         total: Tensor = (task + options.alpha * (scores - held["soft"]).square()).mean()
@@ -152,6 +154,13 @@ def distill(
             total = total + options.match * (unit - held["goal"]).square().sum(-1).mean()
         if spans is None or not bool((spans[:, 1] > 0).any()):
             return total
+        if len(reading.states) != len(spans):
+            raise TwinlineError(
+                "Training texts are longer than the student's windows: give lengths whose real "
+                "texts fit into one."
+            )
+        if gains:
+            total = total + options.gather * scattered(gains, spans, reading.mask, lent)
         if options.attend and reading.weights:
             total = total + options.attend * overlooked(
                 reading.weights[-1:], spans, reading.states.shape[1]
@@ -203,6 +212,21 @@ def words_frozen(student: Encoder, freeze: bool) -> Iterator[None]:
         yield
     finally:
         words.requires_grad_(True)
+
+
+@contextmanager
+def gains_heard(student: Encoder, into: list[Tensor] | None) -> Iterator[None]:
+    """Inside the block, the log-gains of the upper layers' keys are put into ``into``, if given."""
+    layers = list(student.model.each_layer())
+    maps: list[Any] = [getattr(one.attention, "k_map", None) for one in layers[len(layers) // 2 :]]
+    heard = [one for one in maps if hasattr(one, "report")] if into is not None else []
+    for one in heard:
+        one.report = into.append if into is not None else None
+    try:
+        yield
+    finally:
+        for one in heard:
+            one.report = None
 
 
 def prose(ids: Sequence[Sequence[int]], spans: Tensor) -> Tensor:

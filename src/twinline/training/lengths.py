@@ -102,13 +102,13 @@ class LongSteps:
 
     Args:
         builders: of the constructions that are trained on; each step draws one of them.
-        prose: texts of prose alone that a step of virtual texts has beside its pairs'. With any,
-            they are all that is lent: an average of windows can read no part of one.
+        apart: lend whole texts of prose alone, and nothing of the pairs' own: an average of windows
+            can read no part of one. ``keyed`` does so too, as its texts hold other pointers.
     """
 
     builders: tuple[Builder, ...]
     lengths: Lengths
-    prose: int = 0
+    apart: bool = False
 
     def __post_init__(self) -> None:
         trained = {builder.construction for builder in self.builders}
@@ -129,12 +129,18 @@ class LongSteps:
         random = np.random.default_rng((self.lengths.seed, step, 1))
         builder = self.builders[int(random.integers(len(self.builders)))]
         virtual = self.lengths[step]
-        rows = rows[: self.lengths.pairs(step, len(rows))]
+        length, lenders = self.lengths.real(step), 0
+        many = self.lengths.pairs(step, len(rows))
+        apart = self.apart or builder.construction == "keyed"
+        if apart and virtual > length:
+            lenders = round((virtual - length) / length)
+            many = min(many, max(2, many - lenders // 2))  # a step's tokens stay what they were
+        # At random: a batch is sorted by length, and the first would be the shortest.
+        rows = [rows[i] for i in np.sort(random.permutation(len(rows))[:many])]
         if not virtual:
             pairs = builder.pairs
             texts = [side[row] for side in (pairs.sentence1, pairs.sentence2) for row in rows]
             return LongBatch(list(rows), texts, [(0, 0)] * len(texts))
-        length = self.lengths.real(step)
         while True:
             made = {}
             for row in rows:
@@ -149,15 +155,15 @@ class LongSteps:
         spans = [pair.spans[side] for side in (0, 1) for pair in made.values()]
         if virtual <= length:
             return LongBatch(list(made), texts, spans)
-        prose = [builder.prose(length, step, number) for number in range(self.prose)]
-        lenders = np.arange(len(texts), len(texts) + self.prose) if prose else np.arange(len(texts))
-        share = 1.0 if prose else 1 - np.mean([end - start for start, end in spans]) / length
+        prose = [builder.prose(length, step, number) for number in range(lenders)]
+        places = np.arange(len(texts) + lenders)[len(texts) if apart else 0 :]
+        share = 1.0 if apart else 1 - np.mean([end - start for start, end in spans]) / length
         many = round((virtual - length) / (length * share))
-        reads = np.zeros((len(texts) + len(prose),) * 2, dtype=np.bool_)
+        reads = np.zeros((len(texts) + lenders,) * 2, dtype=np.bool_)
         for i in range(len(texts)):
-            others = lenders[lenders != i]
+            others = places[places != i]
             reads[i, random.permutation(others)[:many]] = True
-        return LongBatch(list(made), texts + prose, spans + [(0, 0)] * len(prose), reads)
+        return LongBatch(list(made), texts + prose, spans + [(0, 0)] * lenders, reads)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -169,5 +175,5 @@ class LongSteps:
                 [b.construction, b.carrier and b.carrier.name, b.seed] for b in self.builders
             ],
             "seed": self.lengths.seed,
-            "prose": self.prose,
+            "apart": self.apart,
         }

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..attention import Lent
+
 
 def in_batch_negatives(
     scores: Tensor, temperature: float = 0.05, known: Tensor | None = None
@@ -68,6 +70,41 @@ def overlooked(weights: Sequence[Tensor], spans: Tensor, length: int) -> Tensor:
         share = (own * inside[some, None]).sum(dim=-1)  # (some, heads)
         lost.append(-torch.log(share.clamp_min(1e-9)).mean())
     return torch.stack(lost).mean()
+
+
+def scattered(
+    log_gains: Sequence[Tensor], spans: Tensor, real: Tensor, lent: Lent | None = None
+) -> Tensor:
+    """Negative log of the share of keys' gains that lies on what counts.
+
+    A key's gain is what it weighs in a global sum. Where nearly all of it lies on one sentence,
+    linear attention over a long text is attention within that sentence, whatever the length.
+
+    Args:
+        log_gains: of some layers, each (texts, heads, length).
+        spans: (texts, 2), what counts in each text, from and to; texts whose is empty do not count.
+        real: (texts, length), True where a token is real.
+        lent: what texts read of one another.
+    Returns: a scalar, the mean over texts, heads and layers; 0 without a layer.
+    """
+    place = torch.arange(real.shape[1], device=spans.device)
+    inside = (place >= spans[:, :1]) & (place < spans[:, 1:])  # (texts, length)
+    some = spans[:, 1] > spans[:, 0]
+    lost = [spans.new_zeros((), dtype=torch.float32)]
+    for layer in log_gains:
+        gain = layer.float()
+        total = summed_where(gain, real)  # (texts, heads)
+        if lent is not None:
+            read = lent.gathered(torch.exp(summed_where(gain, lent.tokens)))
+            total = torch.logaddexp(total, torch.log(read.clamp_min(1e-30)))
+        lost.append((total - summed_where(gain, inside))[some].mean())
+    return torch.stack(lost).sum() / max(1, len(log_gains))
+
+
+def summed_where(log_gain: Tensor, mask: Tensor) -> Tensor:
+    """Log of the sum of gains where ``mask`` (texts, length) is True: (texts, heads)."""
+    least = torch.finfo(log_gain.dtype).min
+    return torch.logsumexp(log_gain.masked_fill(~mask[:, None], least), dim=-1)
 
 
 def astray(states: Tensor, spans: Tensor, goal: Tensor, sizes: Tensor) -> Tensor:
