@@ -230,7 +230,7 @@ class HybridAttention(nn.Module):
         tokens would outweigh a token's own neighbourhood. With ``c_h = 1``, where it starts, the
         sum counts beyond ``USUAL`` tokens as their mean does: each key by ``(n / 512)^-c_h``.
         """
-        features = self.k_map(k, count)
+        features: Tensor = self.k_map(k, count)
         if self.dilution is None or count is None:
             return features
         more = torch.log(count.to(k.dtype) / USUAL).clamp_min(0.0)[:, None, None, None]
@@ -252,7 +252,7 @@ class HybridAttention(nn.Module):
         ``block`` overrides the block size: transfer mixes several.
         """
         block, neighbours = block or self.spec.block_size, self.spec.neighbours
-        features = (None, None)
+        features: tuple[Tensor | None, Tensor | None] = (None, None)
         if lent is not None or has_far(q.shape[2], block, neighbours):
             features = self.q_map(q), self.keys(k, count)
         return hybrid_attention(
