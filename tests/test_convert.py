@@ -309,6 +309,15 @@ def test_transfer_trains_the_new_and_leaves_the_rest(variant: dict, base: Path) 
         assert sum(losses[-3:]) < sum(losses[:3])
 
 
+def test_transfer_trains_the_convolution_that_hands_on_neighbours(base: Path) -> None:
+    model = convert(base, attention="linear", local=3)
+    transfer(model, TEXTS, TransferOptions(steps=20, texts=8, learning_rate=0.03))
+    for layer in model.each_layer():
+        assert layer.local is not None
+        assert layer.local["beside"].weight.abs().max() > 0
+        assert layer.local["before"].weight.abs().max() == 0
+
+
 def test_transfer_brings_every_kind_nearer_to_softmax(base: Path) -> None:
     """Measured apart from its own log: the vectors of whole texts against the softmax model's."""
     exact = Encoder(convert(base, "softmax")).encode(TEXTS[:8], convert_to_tensor=True)

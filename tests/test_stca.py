@@ -11,10 +11,10 @@ from twinline.pooling import Latent, mean
 from twinline.stca import PIECE, STCA
 
 
-def random_stca(layers: int = 2) -> STCA:
+def random_stca(layers: int = 2, matching: bool = False) -> STCA:
     """Every parameter away from its start."""
     torch.manual_seed(0)
-    module = STCA(12, 3, layers).double()
+    module = STCA(12, 3, layers, matching).double()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return module
@@ -26,7 +26,7 @@ def written_out(module: STCA, target: Tensor, history: Tensor) -> Tensor:
     for layer in module.layers:
         x = torch.cat(known)
         fed = layer.down @ (torch.nn.functional.silu(layer.gate @ x) * (layer.up @ x))
-        q = layer.norm(fed).view(3, 4)
+        q = layer.norm(fed + target if layer.matching else fed).view(3, 4)
         keys = torch.einsum("hdx,nx->hnd", layer.key, history)
         values = torch.einsum("hdx,nx->hnd", layer.value, history)
         logits = torch.einsum("hd,hnd->hn", q, keys) / math.sqrt(4)
@@ -36,9 +36,10 @@ def written_out(module: STCA, target: Tensor, history: Tensor) -> Tensor:
     return known[-2]
 
 
+@pytest.mark.parametrize("matching", [False, True])
 @pytest.mark.parametrize("lengths", [(7, 3, 2), (PIECE + 5, 20, 2 * PIECE)])
-def test_it_is_the_formula_whatever_the_padding(lengths: tuple[int, ...]) -> None:
-    module = random_stca()
+def test_it_is_the_formula_whatever_the_padding(lengths: tuple[int, ...], matching: bool) -> None:
+    module = random_stca(matching=matching)
     target = torch.randn(3, 12, dtype=torch.float64)
     history = torch.randn(3, max(lengths) + 1, 12, dtype=torch.float64)
     mask = torch.zeros(3, max(lengths) + 1, dtype=torch.bool)
@@ -59,6 +60,15 @@ def test_gradients_are_those_of_the_formula() -> None:
     made = torch.autograd.grad(module(target, history, mask)[0].square().sum(), inputs)
     want = torch.autograd.grad(written_out(module, target[0], history[0]).square().sum(), inputs)
     torch.testing.assert_close(made, want)
+
+
+def test_a_matching_one_starts_by_reading_what_is_most_like_the_target() -> None:
+    history = 3 * torch.nn.functional.normalize(torch.randn(1, 20, 48), dim=-1)
+    mask = torch.ones(1, 20, dtype=torch.bool)
+    read, weights = STCA(48, 1, matching=True)(0.2 * history[:, 7], history, mask)
+    assert weights[-1][0, 0].argmax() == 7
+    assert weights[-1][0, 0, 7] > 0.9
+    torch.testing.assert_close(read, (weights[-1] @ history)[:, 0])
 
 
 def test_an_empty_history_reads_nothing() -> None:

@@ -1,5 +1,6 @@
 """Stored texts, and the score head that reads them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,14 +33,23 @@ def test_a_block_is_the_mean_of_its_real_tokens() -> None:
     assert both.mask.sum().item() == 5
 
 
-def test_the_head_starts_as_cosines_and_is_symmetric() -> None:
+def test_the_head_starts_as_cosines_with_the_nearest_block_and_is_symmetric() -> None:
     torch.manual_seed(0)
     head = STCAHead(12)
     u, v = (Stored(torch.randn(4, 12), torch.randn(4, 3, 12), torch.ones(4, 3).bool())
             for _ in range(2))  # fmt: skip
     cosine = torch.nn.functional.cosine_similarity
-    means = (cosine(u.vectors, v.states.mean(1)) + cosine(v.vectors, u.states.mean(1))) / 2
-    torch.testing.assert_close(head(u, v), (cosine(u.vectors, v.vectors) + means) / 2)
+    sharp = replace(u, states=100 * u.states), replace(v, states=100 * v.states)
+    best = [
+        cosine(one.vectors, other.states[torch.arange(4), at])
+        for one, other in ((u, v), (v, u))
+        for at in (
+            torch.einsum(
+                "bd,bnd->bn", torch.nn.functional.layer_norm(one.vectors, (12,)), other.states
+            ).argmax(1),
+        )
+    ]
+    torch.testing.assert_close(head(*sharp), (best[0] + best[1]) / 2)
     for layer in head.stca.layers:
         torch.nn.init.normal_(layer.key, std=0.5)
     torch.testing.assert_close(head(u, v), head(v, u))

@@ -327,7 +327,7 @@ def transfer(
     Raises: TwinlineError if there is no text.
     """
     options = options or TransferOptions()
-    added = [n for n, p in model.named_parameters() if ".attention." in n and p.requires_grad]
+    added = [n for n, p in model.named_parameters() if transferred(n) and p.requires_grad]
     maps = any("_map." in name for name in added)
     if not added or not options.steps:  # softmax, and linear with elu, relu or exp
         return Run()
@@ -371,7 +371,7 @@ def transfer(
     dropout = model.config.hidden_dropout_prob
     set_dropout(model, 0.0)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trainable[name] and ".attention." in name)
+        parameter.requires_grad_(trainable[name] and transferred(name))
     try:
         return train(
             model, batch_at, loss,
@@ -392,7 +392,15 @@ def transfer(
 
 def learns(model: TwinlineModel) -> bool:
     """Whether the model's attention has anything that transfer trains (softmax has not)."""
-    return any(".attention." in n and p.requires_grad for n, p in model.named_parameters())
+    return any(transferred(n) and p.requires_grad for n, p in model.named_parameters())
+
+
+def transferred(name: str) -> bool:
+    """Whether transfer trains the parameter of this name: what mixes in softmax's place.
+
+    The convolution before the attention stays as it is: softmax itself would read through it.
+    """
+    return ".attention." in name or ".local.beside." in name
 
 
 def set_dropout(model: TwinlineModel, probability: float) -> None:
@@ -426,7 +434,8 @@ def transfer_loss(
         x = model.embeddings(ids, real, None)
     for layer in model.each_layer():
         with torch.no_grad():
-            q, k, v = layer.split(layer.source(x, mask))
+            source = layer.source(x, mask)
+            q, k, v = layer.split(source)
             exact = softmax_attention(q, k, v, mask)  # (b, h, n, d)
             target = layer.project(exact)
             scale = (target.square() * weights).sum()
@@ -441,10 +450,10 @@ def transfer_loss(
                 wanted, some = outside(q, k, real, block, model.config.neighbours)
             error = torch.where(some, log_odds - wanted, 0.0).square()  # (b, h, n)
             losses.append(mass * error.sum() / some.expand_as(error).sum().clamp_min(1))
-        error = (layer.project(mixed) - target).square() * weights
-        losses.append(error.sum() / scale)
+        made = layer.project(mixed, layer.beside(source, mask, v))
+        losses.append(((made - target).square() * weights).sum() / scale)
         with torch.no_grad():
-            x = layer.after_attention(x, target, layer.beside(x, mask))
+            x = layer.after_attention(x, target)
     return torch.stack(losses).sum() / len(model.layers)
 
 

@@ -193,7 +193,8 @@ class Local(nn.Module):
 
     Linear attention sums over a text and knows no places. A short convolution in front of it tells
     keys and queries their surroundings (as in Mamba, arXiv 2312.00752, sec. 3.4; here both ways),
-    one beside it hands them on, which a global sum cannot (as in FLatten, arXiv 2308.00442, 3.3).
+    one beside it hands on its neighbours' values, which a global sum cannot (as in FLatten, arXiv
+    2308.00442, sec. 3.3).
     """
 
     def __init__(self, hidden: int, size: int) -> None:
@@ -248,9 +249,13 @@ class Layer(nn.Module):
         """What ``split`` is given of the layer's input; both (b, n, hidden)."""
         return x if self.local is None else x + cast(Tensor, self.local["before"](x, mask))
 
-    def beside(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
-        """What is added to ``project``'s of the layer's input (b, n, hidden), if anything."""
-        return None if self.local is None else cast(Tensor, self.local["beside"](x, mask))
+    def beside(self, source: Tensor, mask: Tensor | None, v: Tensor | None = None) -> Tensor | None:
+        """What ``project`` adds to the heads, (b, n, hidden), if anything; v as ``split`` gave it."""
+        if self.local is None:
+            return None
+        folded = isinstance(self.attention, FoldedAttention)  # whose values are weighted already
+        own = self.values(source) if v is None or folded else v
+        return cast(Tensor, self.local["beside"](own.transpose(1, 2).flatten(2), mask))
 
     def split(self, x: Tensor, count: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of ``x`` (b, n, hidden), each (b, h, n, d)."""
@@ -278,6 +283,20 @@ class Layer(nn.Module):
         k, v = self.heads_of(F.linear(x, self.qkv.weight[rows], self.qkv.bias[rows]), 2)
         return k, v
 
+    def values(self, x: Tensor) -> Tensor:
+        """``split``'s third alone, each token's own weight not in it; piece by piece."""
+        made = []
+        for part in x.split(PIECE, dim=1):
+            if isinstance(self.attention, FoldedAttention):
+                made.append(self.attention.values(part))
+            elif isinstance(self.qkv, nn.Linear):
+                rows = slice(2 * x.shape[-1], None)
+                weight, bias = self.qkv.weight[rows], self.qkv.bias[rows]
+                made.append(self.heads_of(F.linear(part, weight, bias), 1)[0])
+            else:
+                made.append(self.split(part)[2])
+        return torch.cat(made, dim=2) if len(made) > 1 else made[0]
+
     def heads_of(self, projected: Tensor, parts: int) -> Tensor:
         """(b, n, parts * hidden) to (parts, b, h, n, d)."""
         b, n, _ = projected.shape
@@ -287,14 +306,14 @@ class Layer(nn.Module):
         """What the attention takes behind q, k, v and mask: see ``attention``."""
         return (lent, count) if getattr(self.attention, "reads_lent", False) else ()
 
-    def project(self, mixed: Tensor) -> Tensor:
+    def project(self, mixed: Tensor, beside: Tensor | None = None) -> Tensor:
         """Heads joined and projected: (b, h, n, d) to (b, n, hidden)."""
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        joined = mixed.transpose(1, 2).flatten(2)
+        out: Tensor = self.out(joined if beside is None else joined + beside)
         return out
 
-    def after_attention(self, x: Tensor, projected: Tensor, beside: Tensor | None = None) -> Tensor:
+    def after_attention(self, x: Tensor, projected: Tensor) -> Tensor:
         """What follows ``project``: residual, norm, feed-forward; all (b, n, hidden)."""
-        projected = projected if beside is None else projected + beside
         x = self.attention_norm(x + self.dropout(projected))
         fed = self.down(self.activation(self.up(x)))  # (b, n, intermediate) inside
         out: Tensor = self.norm(x + self.dropout(fed))
@@ -308,9 +327,10 @@ class Layer(nn.Module):
         count: Tensor | None = None,
     ) -> Tensor:
         """The layer at once: (b, n, hidden) to (b, n, hidden)."""
-        given = self.given(lent, count)
-        mixed = self.attention(*self.split(self.source(x, mask), count), mask, *given)
-        return self.after_attention(x, self.project(mixed), self.beside(x, mask))
+        source = self.source(x, mask)
+        q, k, v = self.split(source, count)
+        mixed = self.attention(q, k, v, mask, *self.given(lent, count))
+        return self.after_attention(x, self.project(mixed, self.beside(source, mask, v)))
 
     def forward(
         self,
@@ -356,13 +376,13 @@ class Layer(nn.Module):
         source = self.source(x, mask)
         sources = source.split(piece, dim=1)
         parts = list(zip(x.split(piece, dim=1), out.split(piece, dim=1), masks, strict=True))
-        beside = self.beside(x, mask)
+        beside = self.beside(source, mask)
         asides = [None] * len(parts) if beside is None else beside.split(piece, dim=1)
         if multiple is None:
             given = self.given(None, count)
             mixed = attention(*self.split(source, count), mask, *given).split(piece, dim=2)
             for (part, made, _), whole, aside in zip(parts, mixed, asides, strict=True):
-                made.copy_(self.after_attention(part, self.project(whole), aside))
+                made.copy_(self.after_attention(part, self.project(whole, aside)))
             return
         keep = attention.reads_keys and x.shape[1] <= KEPT
         kept = [self.split(read, count) for read in sources] if keep else []
@@ -378,7 +398,7 @@ class Layer(nn.Module):
                 mixed = attention.read(q, tuple(kv), real, state)
             else:
                 mixed = attention.read(self.queries(sources[i]), None, real, state)
-            made.copy_(self.after_attention(part, self.project(mixed), asides[i]))
+            made.copy_(self.after_attention(part, self.project(mixed, asides[i])))
 
 
 class TwinlineModel(PreTrainedModel):
@@ -444,7 +464,7 @@ class TwinlineModel(PreTrainedModel):
         if getattr(attention, "piece", None) is not None:
             kept = (5 if tokens <= KEPT else 2) if attention.reads_keys else 0
         width: int = self.config.hidden_size * self.embeddings.word.weight.element_size()
-        kept += 2 * bool(self.config.local)
+        kept += 3 * bool(self.config.local)
         return tokens * (width * (1 + kept) + 150)
 
     def each_layer(self) -> Iterator[Layer]:

@@ -425,4 +425,6 @@ class RetrievalRecipe:
     """An encoder whose best window's score ranks documents, for train.listwise."""
     teacher_windows: int = 256
     """Tokens of its windows."""
+    teacher_dtype: Literal["float32", "bfloat16", "int8", "auto"] = "float32"
+    """Numbers that it encodes with."""
     train: RetrievalOptions = field(default_factory=RetrievalOptions)

@@ -61,18 +61,21 @@ class DSEHead(nn.Module):
 class STCAHead(nn.Module):
     """Cosine, and beside it what one text's vector reads in the other's stored block states.
 
-    ``(1 − g) cos(u, v) + g (cos(u, read(u, V)) + cos(v, read(v, U))) / 2`` with ``read`` the
-    stacked target-to-history cross attention of arXiv 2511.06077 (``stca``): the target is a text's
-    vector, the history the other's states. Starts with g at a half and the states' plain mean.
+    ``(1 − g) cos(u, v) + g (|V| cos(u, read(u, V)) + |U| cos(v, read(v, U))) / (|U| + |V|)`` with
+    ``read`` the stacked target-to-history cross attention of arXiv 2511.06077 (``stca``): the target
+    is a text's vector, the history the other's states, of which there are ``|U|`` and ``|V|``. Each
+    direction counts by what there is to choose from: a short query has one state, in which a long
+    document finds nothing. It starts *matching*, with g at one: a vector reads the blocks that are
+    most like it.
     """
 
     reads_states = True
 
     def __init__(self, width: int, outputs: int = 1) -> None:
         super().__init__()
-        heads = next(count for count in range(min(12, width), 0, -1) if width % count == 0)
-        self.stca = STCA(width, heads)
-        self.gate = nn.Parameter(torch.full((1,), 0.5))
+        # One head: a match is one of whole vectors.
+        self.stca = STCA(width, heads=1, matching=True)
+        self.gate = nn.Parameter(torch.ones(1))
 
     def forward(self, u: Stored, v: Stored) -> Tensor:
         reads = [
@@ -80,7 +83,9 @@ class STCAHead(nn.Module):
             for one, other in ((u, v), (v, u))
         ]
         plain = F.cosine_similarity(u.vectors, v.vectors)
-        return plain + self.gate * ((reads[0] + reads[1]) / 2 - plain)
+        sizes = [one.mask.sum(dim=1).to(plain.dtype) for one in (u, v)]
+        share = sizes[1] / (sizes[0] + sizes[1]).clamp_min(1.0)  # of u, which reads v's states
+        return plain + self.gate * (share * reads[0] + (1 - share) * reads[1] - plain)
 
 
 SIMILARITIES: dict[str, type[nn.Module]] = {

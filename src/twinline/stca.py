@@ -17,6 +17,10 @@ so a layer's query has seen what earlier layers read. SwiGLU is ``W_2 (silu(W_1 
   encoder, whose last step is a feed-forward already.
 
 At the start ``W_k`` is zero, ``W_v`` and ``W_o`` are the identity: the output is the mean.
+
+Where target and history come from one space, as a query's vector and a candidate's states do, a
+*matching* STCA starts as a search instead: the query is ``LN(t + SwiGLU(...))`` with ``W_2`` zero
+and ``W_k`` the identity, so that the target reads what is most like it.
 """
 
 from __future__ import annotations
@@ -31,14 +35,16 @@ PIECE = 4096
 """Tokens of the history that are read at a time."""
 USUAL = 64
 """Length at which ``s_h log(n)`` starts at one."""
+MATCHING = 4.0
+"""What it starts at where a target reads what is like it."""
 
 
 class CrossAttention(nn.Module):
     """One layer: the query from what is known, and what it reads."""
 
-    def __init__(self, width: int, heads: int, known: int) -> None:
+    def __init__(self, width: int, heads: int, known: int, matching: bool = False) -> None:
         super().__init__()
-        self.width, self.heads = width, heads
+        self.width, self.heads, self.matching = width, heads, matching
         each = width // heads
         self.gate = nn.Parameter(torch.empty(width, known * width))  # W_1
         self.up = nn.Parameter(torch.empty(width, known * width))  # W_3
@@ -60,16 +66,22 @@ class CrossAttention(nn.Module):
         self.norm.reset_parameters()
         self.key.zero_()
         identity = torch.eye(self.width)
+        if self.matching:
+            self.down.zero_()
+            self.key.copy_(identity.view_as(self.key))
         self.value.copy_(identity.view_as(self.value))
         self.out.copy_(identity)
-        self.sharpness.fill_(1 / math.log(USUAL))
+        self.sharpness.fill_((MATCHING if self.matching else 1.0) / math.log(USUAL))
 
     def query(self, known: Tensor) -> Tensor:
         """(batch, width) from (batch, known * width)."""
         wide = known.dtype
         fed = F.silu(known @ self.gate.T.to(wide)) * (known @ self.up.T.to(wide))
         scale, shift = self.norm.weight.to(wide), self.norm.bias.to(wide)
-        return F.layer_norm(fed @ self.down.T.to(wide), (self.width,), scale, shift)
+        asked = fed @ self.down.T.to(wide)
+        if self.matching:
+            asked = asked + known[:, -self.width :]
+        return F.layer_norm(asked, (self.width,), scale, shift)
 
     def forward(self, known: Tensor, history: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """What is read, (batch, width), and by which weights, (batch, heads, n).
@@ -105,9 +117,11 @@ class STCA(nn.Module):
     where that is nothing, and the weights of the layers, each (batch, heads, n).
     """
 
-    def __init__(self, width: int, heads: int, layers: int = 2) -> None:
+    def __init__(self, width: int, heads: int, layers: int = 2, matching: bool = False) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(CrossAttention(width, heads, i + 1) for i in range(layers))
+        self.layers = nn.ModuleList(
+            CrossAttention(width, heads, i + 1, matching) for i in range(layers)
+        )
 
     def forward(
         self, target: Tensor, history: Tensor, mask: Tensor

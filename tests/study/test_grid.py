@@ -23,7 +23,7 @@ def grid_file(folder: Path, text: str) -> Path:
         ("arms: {name: linear}", "arms must be a list of options"),
         ("arms: [{name: linear}, {name: linear}]", "linear-latent-0 twice: give one a label"),
         ("rates: [0.0001, 0.0002]", "set pilot to their steps"),
-        ("arms: [{name: linear, poolings: [cls]}]", "poolings must be among mean, latent"),
+        ("arms: [{name: linear, poolings: [cls]}]", "poolings must be among latent, mean"),
         ("arms: []", "at least one arm"),
         ("steps: [10]", "one number for each of 3"),
         ("train_lengths: [512, 128, 2048]", "train_lengths must rise"),

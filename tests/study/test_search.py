@@ -64,6 +64,8 @@ def test_arms_are_trained_tested_and_compared(
         assert (row["over_windows"] is None) == (row["arm"] == "softmax-windows512")
         assert row["documents"] == 24
         assert row["queries"] == 16
+    kept = {f: f.stat().st_mtime_ns for f in (folder / "w").glob("teacher-*.npy")}
+    assert len(kept) == 2  # for questions and for answers, by the first arm that needed them
     before = {f: f.stat().st_mtime_ns for f in (folder / "r" / "tiny-search").iterdir()}
     main(command)  # nothing is done twice
     assert before == {f: f.stat().st_mtime_ns for f in (folder / "r" / "tiny-search").iterdir()}

@@ -84,6 +84,12 @@ class FoldedAttention(nn.Module):
         values[..., d:] = weight
         return features, values
 
+    def values(self, x: Tensor) -> Tensor:
+        """Values alone, without a weight: (b, h, n, d)."""
+        b, n, _ = x.shape
+        own: Tensor = self.for_values(self.rounded(x))[..., : self.heads * self.head_dim]
+        return own.view(b, n, self.heads, self.head_dim).transpose(1, 2)
+
     def rounded(self, x: Tensor) -> Tensor:
         """What rounds x for its product rounds it once for all three."""
         product: Any = self.for_values

@@ -20,7 +20,7 @@ from ..options import (
 )
 from ..recipe import chosen, read_recipe
 
-POOLINGS = ("mean", "latent")
+POOLINGS = ("latent", "mean")
 WINDOW = 512
 NATIVE = "softmax-native"
 """The softmax student on the unmodified pairs: what retention is counted against."""
@@ -88,7 +88,7 @@ class ArmOptions:
     """Draws of data order, lengths and dropout, the same for every arm; of prose and places too,
     where arms really read the same length."""
     poolings: tuple[str, ...] = POOLINGS
-    """mean, latent."""
+    """latent, mean."""
     model: ModelOptions = field(default_factory=ModelOptions)
     """Feature map, block size and so on; attention and pooling are the arm's."""
     label: str = ""
@@ -114,6 +114,12 @@ class ArmOptions:
     def known(self) -> str:
         """What results call it."""
         return self.label or self.name
+
+    @property
+    def first(self) -> str:
+        """The key of its first run."""
+        pooling = next(p for p in POOLINGS if p in self.poolings)
+        return f"{self.known}-{pooling}-{self.seeds[0]}"
 
     @property
     def read_as(self) -> tuple[str, ...]:
@@ -181,8 +187,8 @@ class Grid:
     steps: tuple[int, ...] = (300, 300, 300)
     """Steps of each stage."""
     rates: tuple[float, ...] = ()
-    """Learning rates of which the first seed of each arm and pooling takes the best; none given:
-    that of train."""
+    """Learning rates of which each arm's first run, of its first seed and pooling, takes the best
+    for all of them; none given: that of train."""
     pilot: int = 0
     """Steps of the first stage after which it is chosen, on validation."""
     curve_points: tuple[int, ...] = (8, 5, 3)
@@ -235,7 +241,7 @@ class Grid:
         """Every run, first seeds of all arms first, so that a stopped study compares something."""
         most = max(len(arm.seeds) for arm in self.arms)
         for place in range(most):
-            for pooling in reversed(POOLINGS):
+            for pooling in POOLINGS:
                 for arm in self.arms:
                     if pooling in arm.poolings and place < len(arm.seeds):
                         yield RunPlan(self, arm, pooling, arm.seeds[place])
@@ -259,6 +265,11 @@ class RunPlan:
     @property
     def key(self) -> str:
         return f"{self.arm.known}-{self.pooling}-{self.seed}"
+
+    @property
+    def first(self) -> bool:
+        """Whether it is the arm's run that chooses the learning rate for all of them."""
+        return self.key == self.arm.first
 
     @property
     def kind(self) -> Kind:

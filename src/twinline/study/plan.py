@@ -80,7 +80,7 @@ def estimate(plan: RunPlan, speed: Speed, pairs: dict[str, int]) -> Estimate:
             testing += sum(2 * count * min(n or 20, cut) for n in test.lengths)
         evaluations = 1 + plan.grid.curve_points[stage]
         training += 2 * plan.grid.curve_pairs * length * evaluations // 3
-    if plan.grid.rates and plan.seed == plan.arm.seeds[0]:
+    if plan.grid.rates and plan.first:
         first = training * plan.grid.pilot // sum(plan.grid.steps)
         training += len(plan.grid.rates) * first
     return Estimate(plan, training, testing, training / speed.training + testing / speed.encoding)

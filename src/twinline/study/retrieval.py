@@ -87,6 +87,7 @@ class SearchGrid:
             base=self.base, model=arm.model, windows=arm.windows, similarity=arm.similarity,
             texts=self.texts, transfer=replace(self.transfer, seed=seed),
             collections=self.collections, asked=self.asked, teacher=self.teacher,
+            teacher_dtype=self.dtype,
             train=replace(self.train, seed=seed),
         )  # fmt: skip
 

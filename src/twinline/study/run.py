@@ -253,18 +253,16 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
 
 
 def chosen_rate(plan: RunPlan, shop: Workshop, work: Path, results: Path, lines: Results) -> float:
-    """The learning rate that is best on validation after a pilot of the arm's first seed."""
+    """The learning rate that is best on validation after a pilot of the arm's first run."""
     grid = plan.grid
     if not grid.rates:
         return grid.train.learning_rate
-    first = plan.arm.seeds[0]
-    if plan.seed != first:
-        file = results / f"{plan.arm.known}-{plan.pooling}-{first}.jsonl"
+    if not plan.first:
+        file = results / f"{plan.arm.first}.jsonl"
         tried = [line for line in read_lines(file) if line["what"] == "pilot"]
         if len(tried) < len(grid.rates):
             raise TwinlineError(
-                f"{plan.key} takes the learning rate that seed {first} chooses: run "
-                f"{file.stem} before it."
+                f"{plan.key} takes the learning rate that {file.stem} chooses: run that before it."
             )
     else:
         for rate in grid.rates:

@@ -17,8 +17,8 @@ from ..data.retrieval import Retrieval, load_retrieval
 from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..evaluate import evaluate_retrieval
-from ..files import fingerprint
-from ..loop import Batch, Run, train
+from ..files import fingerprint, whole_file
+from ..loop import Batch, Run, train, weights_of
 from ..options import ConvertRecipe, RetrievalOptions, RetrievalRecipe
 from ..reading import Reader
 from ..windows import cut
@@ -170,6 +170,30 @@ def best_windows(
     return best
 
 
+def rankings(
+    recipe: RetrievalRecipe,
+    tasks: Sequence[Retrieval],
+    work: Path | None,
+    show_progress: bool | None = None,
+) -> list[Scores]:
+    """The teacher's scores of each task, kept beside ``work`` for other arms of the same teacher."""
+    whole = Encoder(recipe.teacher or "")
+    own = [weights_of(whole.model), recipe.teacher_dtype, str(recipe.teacher_windows)]
+    teacher = Encoder(whole.model, whole.tokenizer, dtype=recipe.teacher_dtype)
+    made = []
+    for task in tasks:
+        key = fingerprint([*own, *task.queries, *task.documents])[:12]
+        file = work and work.parent / f"teacher-{key}.npy"
+        if file and file.is_file():
+            made.append(np.load(file))
+            continue
+        made.append(best_windows(teacher, task, recipe.teacher_windows, show_progress))
+        if file:
+            with whole_file(file) as into:
+                np.save(into, made[-1])
+    return made
+
+
 def searcher(
     recipe: RetrievalRecipe, work: Path | None = None, show_progress: bool | None = None
 ) -> tuple[Encoder, Run]:
@@ -192,9 +216,7 @@ def searcher(
     ]
     scores = None
     if recipe.teacher and recipe.train.listwise:
-        teacher = Encoder(recipe.teacher)
-        size = recipe.teacher_windows
-        scores = [best_windows(teacher, task, size, show_progress) for task in tasks]
+        scores = rankings(recipe, tasks, work, show_progress)
     run = train_retrieval(
         made, tasks, teacher_scores=scores, validation=validation, options=recipe.train,
         folder=work and work / "retrieval", show_progress=show_progress,
