@@ -250,7 +250,7 @@ class Layer(nn.Module):
         return x if self.local is None else x + cast(Tensor, self.local["before"](x, mask))
 
     def beside(self, source: Tensor, mask: Tensor | None, v: Tensor | None = None) -> Tensor | None:
-        """What ``project`` adds to the heads, (b, n, hidden), if anything; v as ``split`` gave it."""
+        """What ``project`` adds to the heads, (b, n, hidden), if anything; v is ``split``'s."""
         if self.local is None:
             return None
         folded = isinstance(self.attention, FoldedAttention)  # whose values are weighted already

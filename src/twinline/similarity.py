@@ -62,11 +62,11 @@ class STCAHead(nn.Module):
     """Cosine, and beside it what one text's vector reads in the other's stored block states.
 
     ``(1 − g) cos(u, v) + g (|V| cos(u, read(u, V)) + |U| cos(v, read(v, U))) / (|U| + |V|)`` with
-    ``read`` the stacked target-to-history cross attention of arXiv 2511.06077 (``stca``): the target
-    is a text's vector, the history the other's states, of which there are ``|U|`` and ``|V|``. Each
-    direction counts by what there is to choose from: a short query has one state, in which a long
-    document finds nothing. It starts *matching*, with g at one: a vector reads the blocks that are
-    most like it.
+    ``read`` the stacked target-to-history cross attention of arXiv 2511.06077 (``stca``): the
+    target is a text's vector, the history the other's states, of which there are ``|U|`` and
+    ``|V|``. Each direction counts by what there is to choose from: a short query has one state, in
+    which a long document finds nothing. It starts *matching*, with g at one: a vector reads the
+    blocks that are most like it.
     """
 
     reads_states = True

@@ -176,7 +176,7 @@ def rankings(
     work: Path | None,
     show_progress: bool | None = None,
 ) -> list[Scores]:
-    """The teacher's scores of each task, kept beside ``work`` for other arms of the same teacher."""
+    """The teacher's scores of each task, kept beside ``work`` for other arms."""
     whole = Encoder(recipe.teacher or "")
     own = [weights_of(whole.model), recipe.teacher_dtype, str(recipe.teacher_windows)]
     teacher = Encoder(whole.model, whole.tokenizer, dtype=recipe.teacher_dtype)
