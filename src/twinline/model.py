@@ -20,8 +20,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .attention import ATTENTION, FEATURE_MAPS, AttentionSpec, Lent
 from .attention.folded import FoldedAttention
-from .attention.spec import real_first, reorder
+from .attention.spec import real_first
 from .errors import TwinlineError
+from .local import Local
 from .options import AttentionOptions, ModelOptions, at_least, share
 from .pooling import POOLINGS
 
@@ -186,42 +187,6 @@ class Embeddings(nn.Module):
         for start in range(0, length, PIECE):
             out[:, start : start + PIECE] = embed(slice(start, start + PIECE))
         return out
-
-
-class Local(nn.Module):
-    """What a depthwise convolution makes of each token and its neighbours; nothing at the start.
-
-    Linear attention sums over a text and knows no places. A short convolution in front of it tells
-    keys and queries their surroundings (as in Mamba, arXiv 2312.00752, sec. 3.4; here both ways),
-    one beside it hands on its neighbours' values, which a global sum cannot (as in FLatten, arXiv
-    2308.00442, sec. 3.3).
-    """
-
-    def __init__(self, hidden: int, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(size, hidden))
-        self.reset()
-
-    @torch.no_grad()
-    def reset(self) -> None:
-        """Put the weights at their start: no effect."""
-        self.weight.zero_()
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(b, n, hidden) to the same; neighbours are real tokens, wherever padding stands."""
-        order = None if mask is None else real_first(mask)
-        real = x if mask is None else x * mask[:, :, None].to(x.dtype)
-        if order is not None:
-            real = reorder(real[:, None], order[0])[:, 0]
-        size, hidden = self.weight.shape
-        # In two dimensions, one of them of one: on a processor its gradient is the faster.
-        kernel = self.weight.to(x.dtype).T[:, None, None]  # (hidden, 1, 1, size)
-        flat = real.transpose(1, 2).unsqueeze(2)  # (b, hidden, 1, n)
-        made = F.conv2d(flat, kernel, padding=(0, size // 2), groups=hidden)
-        added = made.squeeze(2).transpose(1, 2)
-        if order is not None:
-            added = reorder(added[:, None], order[1])[:, 0]
-        return added
 
 
 class Layer(nn.Module):

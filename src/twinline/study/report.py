@@ -243,6 +243,7 @@ def sections(table: Table) -> list[dict[str, Any] | None]:
         length_part(table),
         difference_part(table),
         curve_part(table),
+        growth_part(table),
         cost_part(table),
         law_part(table),
         place_part(table),
@@ -358,6 +359,38 @@ def curve_part(table: Table) -> dict[str, Any]:
                "attention transfer in tokens, seconds and FLOP. The teacher is not, it is the same "
                "for all; nor are pilots, which choose a learning rate. The grid says how the rate "
                "is scheduled."],
+    )  # fmt: skip
+
+
+def growth_part(table: Table) -> dict[str, Any] | None:
+    """What training on short texts mostly costs, and what it gives at the longest."""
+    rows = []
+    for lines in table.runs:
+        for line in lines:
+            if line["what"] != "curve" or not line.get("mean_length"):
+                continue
+            last, mean, most = line["points"][-1], line["mean_length"], line["train_length"]
+            rows.append(
+                [
+                    lines[0]["run"],
+                    f"{most:,}",
+                    f"{mean:,} ({mean / most:.0%})",
+                    f"{last['tokens'] / last['pairs'] / 2:,.0f}",
+                    amount(last["tokens"]),
+                    f"{last['seconds'] / last['steps']:.1f}",
+                    f"{last['pearson']:.3f}",
+                ]
+            )
+    if not rows:
+        return None
+    head = ["run", "up to", "mean length drawn", "tokens read a text", "tokens", "seconds a step",
+            "validation Pearson at the longest"]  # fmt: skip
+    return part(
+        "Mean length against cost",
+        tables=[{"caption": "Each stage by itself", "head": head, "rows": rows}],
+        texts=["Lengths are drawn from a U-shaped Beta (arXiv 2511.06077, sec. 3.4): mostly short "
+               "texts or the longest. Fewer tokens are read than drawn where texts are virtual: "
+               "those of a step lend one another their prose (docs/architecture.md)."],
     )  # fmt: skip
 
 

@@ -235,7 +235,10 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
             if not stage and not lines.has({"what": "transfer"}):
                 lines.add({"what": "transfer", **cost})
             if not lines.has({"what": "curve", "train_length": length}):
-                lines.add({"what": "curve", "train_length": length, "points": curve})
+                mean = round(lengths_of(plan, stage).mean)
+                lines.add(
+                    {"what": "curve", "train_length": length, "mean_length": mean, "points": curve}
+                )
             student.save(folder)
         left = [(name, test, key) for name, test, key in plan.wanted(stage) if not lines.has(key)]
         for name, group in groupby(left, key=itemgetter(0)):

@@ -70,17 +70,6 @@ class Lengths:
         """Mean length over the whole run."""
         return float(np.mean([self[step] for step in range(self.steps)]))
 
-    def report(self) -> str:
-        """Mean and greatest length of each stage, and what the mean saves, as a Markdown table."""
-        lines = ["| stage | steps | mean length | greatest | tokens against always the greatest |"]
-        lines += ["|---|---|---|---|---|"]
-        for stage, greatest in enumerate(self.options.greatest):
-            drawn = [self[step] for step in range(self.steps) if self.stage(step) == stage]
-            mean = float(np.mean(drawn)) if drawn else 0.0
-            cells = (f"{len(drawn)}", f"{mean:,.0f}", f"{greatest:,}", f"{mean / greatest:.0%}")
-            lines.append(f"| {stage + 1} | {' | '.join(cells)} |")
-        return "\n".join(lines)
-
 
 @dataclass(frozen=True)
 class LongBatch:
