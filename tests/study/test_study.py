@@ -136,7 +136,7 @@ def test_the_first_seed_chooses_the_rate(finished: Path, tiny_bert: Path) -> Non
     tried = [line["rate"] for line in lines[0] if line["what"] == "pilot"]
     assert tried == [1e-4, 1e-3]
     assert not [line for line in lines[1] if line["what"] == "pilot"]
-    with pytest.raises(TwinlineError, match="run hybrid-latent-0 before it"):
+    with pytest.raises(TwinlineError, match="hybrid-latent-0 chooses: run that before it"):
         run_grid(finished / "grid.yaml", finished / "r2", finished / "work2", ("hybrid-latent-1",))
 
 
