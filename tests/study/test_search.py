@@ -11,6 +11,7 @@ from pyarrow import parquet
 from conftest import WORDS
 from twinline.cli import main
 from twinline.errors import TwinlineError
+from twinline.study.report import search_part
 from twinline.study.retrieval import run_search
 
 GRID = """
@@ -66,6 +67,12 @@ def test_arms_are_trained_tested_and_compared(
         assert row["queries"] == 16
     kept = {f: f.stat().st_mtime_ns for f in (folder / "w").glob("teacher-*.npy")}
     assert len(kept) == 2  # for questions and for answers, by the first arm that needed them
+    part = search_part(folder / "r", "study")
+    assert part is None  # another grid's rows are not the published ones
+    (folder / "r" / "long-retrieval.json").write_text(json.dumps(rows))
+    part = search_part(folder / "r", "study")
+    assert part is not None
+    assert [len(table["rows"]) for table in part["tables"]] == [6, 6]
     before = {f: f.stat().st_mtime_ns for f in (folder / "r" / "tiny-search").iterdir()}
     main(command)  # nothing is done twice
     assert before == {f: f.stat().st_mtime_ns for f in (folder / "r" / "tiny-search").iterdir()}

@@ -147,24 +147,28 @@ def pareto(table: Table, pooling: str, length: int, **wanted: Any) -> str:
     return drawn(paint)
 
 
-def costs(table: Table, **wanted: Any) -> str:
-    """Seconds a pair against length."""
+COSTS = {"seconds": "seconds a pair", "memory": "MB a text, beside the weights"}
+
+
+def costs(table: Table, cost: str, **wanted: Any) -> str:
+    """A cost (``COSTS``) against length."""
+
+    def each(row: dict[str, Any]) -> float:
+        return float(row["seconds"] / row["pairs"] if cost == "seconds" else row["memory"] / 1e6)
 
     def paint(axes: Any) -> None:
         for arm in table.names("arm"):
-            rows = [r for r in table.find(arm=arm, pooling="latent", **wanted) if r["eval_length"]]
+            rows = [r for r in table.find(arm=arm, pooling="latent", **wanted)
+                    if r["eval_length"] and r.get(cost)]  # fmt: skip
             lengths = sorted({r["eval_length"] for r in rows})
             if not lengths:
                 continue
-            each = [
-                np.median([r["seconds"] / r["pairs"] for r in rows if r["eval_length"] == n])
-                for n in lengths
-            ]
-            axes.plot(lengths, each, "o-", color=COLOURS.get(arm), label=arm, ms=3)
+            middle = [np.median([each(r) for r in rows if r["eval_length"] == n]) for n in lengths]
+            axes.plot(lengths, middle, "o-", color=COLOURS.get(arm), label=arm, ms=3)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlabel("tokens of each text")
-        axes.set_ylabel("seconds a pair")
+        axes.set_ylabel(COSTS[cost])
         plain_powers(axes)
         legend(axes)
         axes.grid(alpha=0.25, which="both")

@@ -14,40 +14,11 @@ from ..statistics import Correlation
 from . import figures
 from .grid import NATIVE
 from .measure import SHARES, TARGETS, PowerLaw, power_law, reached
+from .page import part, render
+from .retrieval import published, table_of
 from .table import LINEAR_TIME, Table, flat, unseen
 
 RUN_AGAIN = "twinline study run recipes/{name}.yaml && twinline study report {name}"
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-  color: #222; }
-table { border-collapse: collapse; font-size: 0.85rem; margin: 1rem 0; display: block;
-  overflow-x: auto; }
-td, th { padding: 0.2rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; }
-td:first-child, th:first-child { text-align: left; }
-figure { margin: 1rem 0; } svg { max-width: 100%; height: auto; }
-figcaption, .command { color: #555; font-size: 0.85rem; }
-code { background: #f4f4f4; padding: 0.1rem 0.3rem; }
-.answer { background: #f6f3ea; padding: 0.5rem 1.2rem; border-left: 4px solid #d1495b; }
-</style></head><body>
-<h1>{{ title }}</h1>
-<div class="answer">{% for sentence in answer %}<p>{{ sentence }}</p>{% endfor %}</div>
-{% for part in parts %}
-<h2>{{ part.title }}</h2>
-{% for text in part.texts %}<p>{{ text }}</p>{% endfor %}
-{% for picture in part.pictures %}<figure>{{ picture.svg | safe }}
-<figcaption>{{ picture.caption }}</figcaption></figure>{% endfor %}
-{% for table in part.tables %}<table><caption>{{ table.caption }}</caption>
-<tr>{% for cell in table.head %}<th>{{ cell }}</th>{% endfor %}</tr>
-{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
-</table>{% endfor %}
-<p class="command">Run it again: <code>{{ command }}</code></p>
-{% endfor %}
-<p class="command">Machine: {{ machines }}.</p>
-</body></html>
-"""
 
 
 def make(name: str | None, results: Path, docs: Path) -> list[Path]:
@@ -56,7 +27,7 @@ def make(name: str | None, results: Path, docs: Path) -> list[Path]:
     Raises: TwinlineError if no run is finished, or the extra ``report`` is not installed.
     """
     try:
-        import jinja2
+        import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise TwinlineError(
@@ -67,15 +38,11 @@ def make(name: str | None, results: Path, docs: Path) -> list[Path]:
     written = [results / f"{folder.name}.json", docs / folder.name / "index.html"]
     write_whole(written[0], json.dumps(flat(table.rows), indent=0) + "\n")
     answer = conclusion(table)
-    parts = [p for p in sections(table) if p is not None]
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True)
-    page = environment.from_string(PAGE).render(
-        title="Linear attention beyond 512 tokens: STS-B in long texts",
-        command=RUN_AGAIN.format(name=table.name),
-        answer=answer,
-        parts=parts,
-        machines="; ".join(table.names("machine")),
-    )
+    parts = [p for p in (*sections(table), search_part(results, folder.name)) if p is not None]
+    page = render(
+        "Linear attention beyond 512 tokens: STS-B in long texts", answer, parts,
+        RUN_AGAIN.format(name=table.name), "; ".join(table.names("machine")),
+    )  # fmt: skip
     write_whole(written[1], page)
     pooling = table.poolings[0]
     picture = docs / folder.name / "pearson.svg"
@@ -252,11 +219,6 @@ def sections(table: Table) -> list[dict[str, Any] | None]:
     ]
 
 
-def part(title: str, **filled: Any) -> dict[str, Any]:
-    empty: dict[str, Any] = {"texts": [], "pictures": [], "tables": []}
-    return {"title": title, **empty, **filled}
-
-
 def pearson_table(table: Table, **wanted: Any) -> dict[str, Any] | None:
     """Pearson by arm (rows) and evaluation length (columns): mean and, of several seeds, range."""
     lengths = [n for n in table.lengths(**wanted)]
@@ -403,8 +365,10 @@ def cost_part(table: Table) -> dict[str, Any]:
     length = max(common, default=length)
     return part(
         "Cost", pictures=[
-            {"svg": figures.costs(table, **at), "caption": "Time to encode and score a pair; "
-             "docs/speed.md has speed and memory in one quiet run against other libraries."},
+            {"svg": figures.costs(table, "seconds", **at), "caption": "Time to encode and score a "
+             "pair; docs/speed.md has speed and memory in one quiet run against other libraries."},
+            {"svg": figures.costs(table, "memory", **at), "caption": "Memory, as it is estimated "
+             "before a text is read (measured peaks lie within a tenth)."},
             {"svg": figures.pareto(table, table.poolings[0], length, **at),
              "caption": f"What a second buys, at {length:,} tokens."},
         ],
@@ -483,3 +447,19 @@ def native_part(table: Table) -> dict[str, Any]:
     told = "The last column leaves out pairs that share a sentence with training."
     tables = [{"caption": split, "head": head, "rows": rows}]
     return part("The unmodified pairs", tables=tables, texts=[told])
+
+
+def search_part(results: Path, name: str) -> dict[str, Any] | None:
+    """Real long documents, where they have been searched: they belong to the main study."""
+    file = published(results)
+    if name != "study" or not file.is_file():
+        return None
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    tables = [{"caption": f"{s} queries", **table_of(rows, s)} for s in ("validation", "test")]
+    return part(
+        "Real long documents", tables=tables,
+        command="twinline study retrieval recipes/retrieval.yaml && twinline study report",
+        texts=["Which meeting (QMSum) or story (SQuALITY) is a question, or an answer, about? "
+               "Documents of all splits are searched, training has seen the training split's "
+               "alone; intervals and differences are bootstrapped over documents."],
+    )  # fmt: skip

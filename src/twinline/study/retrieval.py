@@ -123,11 +123,9 @@ def run_search(path: Path, results: Path, work: Path, only: tuple[str, ...] = ()
                 file, "".join(f"{json.dumps(one)}\n" for one in one_arm(grid, arm, seed, work))
             )
     made = rows(grid, folder)
-    # The shipped grid's rows are the published ones; any other grid's stand beside them.
-    name = "long-retrieval" if grid.name == "retrieval" else f"long-retrieval-{grid.name}"
-    written = results / f"{name}.json"
+    written = published(results, grid.name)
     write_whole(written, json.dumps(made, indent=0) + "\n")
-    print(table(made))
+    print(markdown(table_of(made, "test")))
     return [written]
 
 
@@ -211,22 +209,35 @@ def rows(grid: SearchGrid, folder: Path) -> list[dict[str, Any]]:
     return made
 
 
-def table(made: list[dict[str, Any]]) -> str:
-    """The rows of the test split as a Markdown table."""
-    lines = [
-        f"| arm | collection, asked | nDCG@10 | recall@1 | MRR | over {YARDSTICK} |",
-        "|---|---|---|---|---|---|",
-    ]
+def published(results: Path, name: str = "retrieval") -> Path:
+    """The file of a grid's rows; the shipped grid's are the published ones."""
+    return results / f"long-retrieval{'' if name == 'retrieval' else f'-{name}'}.json"
+
+
+def table_of(made: list[dict[str, Any]], split: str) -> dict[str, Any]:
+    """The rows of a split as ``head`` and ``rows``."""
+    cells = []
     for row in made:
-        if row["split"] != "test":
+        if row["split"] != split:
             continue
         gap = "–"
         if row["over_windows"] is not None:
             low, high = row["over_windows_low"], row["over_windows_high"]
             gap = f"{row['over_windows']:+.3f} [{low:+.3f}, {high:+.3f}]"
-        lines.append(
-            f"| {row['arm']}, seed {row['seed']} | {row['collection']}, {row['asked']} | "
-            f"{row['ndcg10']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}] | "
-            f"{row['recall1']:.3f} | {row['mrr']:.3f} | {gap} |"
+        cells.append(
+            [
+                f"{row['arm']}, seed {row['seed']}",
+                f"{row['collection']}, {row['asked']}",
+                f"{row['ndcg10']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]",
+                f"{row['recall1']:.3f}",
+                f"{row['mrr']:.3f}",
+                gap,
+            ]
         )
-    return "\n".join(lines)
+    head = ["arm", "collection, asked", "nDCG@10", "recall@1", "MRR", f"over {YARDSTICK}"]
+    return {"head": head, "rows": cells}
+
+
+def markdown(table: dict[str, Any]) -> str:
+    lines = [table["head"], ["---"] * len(table["head"]), *table["rows"]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -149,10 +149,17 @@ def score(
         "ci_low": round(found.low, 5),
         "ci_high": round(found.high, 5),
         "seconds": round(seconds, 1),
+        "memory": memory_of(encoder, key["eval_length"]),
         # Standardised, which no correlation sees: two bytes are then enough.
         "scores": packed((scores - scores.mean()) / max(scores.std(), 1e-12), "<f2"),
     }
     return line, made
+
+
+def memory_of(encoder: Encoder, length: int) -> int | None:
+    """Bytes that reading a text takes beside the weights, as estimated; None for native pairs."""
+    read = min(length, encoder.windows or length, encoder.max_tokens or length)
+    return encoder.model.memory_for(read) if length else None
 
 
 def describe_pairs(line: dict[str, Any], made: LongPairs, train: Pairs) -> dict[str, Any]:
