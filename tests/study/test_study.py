@@ -10,10 +10,11 @@ import pytest
 from twinline.cli import main
 from twinline.errors import TwinlineError
 from twinline.study import run as run_module
+from twinline.study.measure import power_law
 from twinline.study.plan import run_grid
 from twinline.study.report import make
 from twinline.study.run import read_lines
-from twinline.study.table import FIELDS, Table, by_place, unpacked
+from twinline.study.table import FIELDS, Table, by_place, slope_interval, unpacked
 
 GRID = """
 name: tiny
@@ -151,6 +152,19 @@ def test_a_difference_is_paired_and_needs_the_same_pairs(finished: Path) -> None
     assert table.difference(one, {**one, "arm": "lightning"}) is None
 
 
+def test_the_exponent_of_length_is_bootstrapped_over_the_pairs_that_all_lengths_have(
+    finished: Path,
+) -> None:
+    table = Table.read(finished / "results" / "tiny")
+    rows = table.find(arm="hybrid", construction="context", split="test", seed=0)
+    assert len(rows) == 3
+    law = power_law([r["eval_length"] for r in rows], [r["pearson"] for r in rows])
+    within = slope_interval(table, rows)
+    assert law is not None
+    assert within is not None
+    assert within[0] < law.b < within[1]
+
+
 def test_the_report_is_one_page_and_the_rows(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +174,7 @@ def test_the_report_is_one_page_and_the_rows(
     page = (docs / "tiny" / "index.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl", "")
     assert "src=" not in page  # nothing is loaded from elsewhere
-    for told in ("Convergence", "hybrid", "not reached", "<svg", "A law of length",
+    for told in ("Convergence", "hybrid", "not reached", "<svg", "Laws of length and of training",
                  "Mean length against cost", "twinline study report tiny"):  # fmt: skip
         assert told in page
     rows = json.loads((results / "tiny.json").read_text())

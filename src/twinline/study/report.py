@@ -16,7 +16,7 @@ from .grid import NATIVE
 from .measure import SHARES, TARGETS, PowerLaw, power_law, reached
 from .page import part, render
 from .retrieval import published, table_of
-from .table import LINEAR_TIME, Table, flat, unseen
+from .table import LINEAR_TIME, Table, flat, slope_interval, unseen
 
 RUN_AGAIN = "twinline study run recipes/{name}.yaml && twinline study report {name}"
 
@@ -386,21 +386,35 @@ def law_part(table: Table) -> dict[str, Any] | None:
             found = [r for r in found if r["train_length"] == trained]
             law = power_law([r["eval_length"] for r in found], [r["pearson"] for r in found])
             if law and law.points > 2:
-                rows.append([f"{arm}, {pooling}", f"{trained:,}", *law_cells(law)])
-    if not rows:
+                within = slope_interval(table, found)
+                told = "–" if within is None else f"[{within[0]:+.3f}, {within[1]:+.3f}]"
+                rows.append([f"{arm}, {pooling}", f"{trained:,}", *law_cells(law, told)])
+    learnt = []
+    for head, length, curve in table.curves:
+        law = power_law([p["tokens"] for p in curve[1:]], [p["pearson"] for p in curve[1:]])
+        if law and law.points > 2:
+            told = f"± {law.b_error:.3f}"
+            learnt.append([head["run"], f"{length:,}", *law_cells(law, told)])
+    if not rows and not learnt:
         return None
-    head = ["arm, pooling", "trained to", "a", "b", "± of b", "spread", "points"]
+    cells = ["a", "b", "error of b", "spread", "points"]
     return part(
-        "A law of length",
-        tables=[{"caption": "1 − Pearson = a · tokens^b", "head": head, "rows": rows}],
-        texts=["Fitted to logarithms by least squares over lengths and seeds; b is how fast the "
-               "loss of correlation grows with the length of the text, ± its standard error."],
+        "Laws of length and of training",
+        tables=[
+            {"caption": "1 − Pearson = a · length^b", "rows": rows,
+             "head": ["arm, pooling", "trained to", *cells]},
+            {"caption": "1 − validation Pearson = a · training tokens^b",
+             "head": ["run", "length", *cells], "rows": learnt},
+        ],
+        texts=["Fitted to logarithms by least squares. By length: over lengths and seeds; b is how "
+               "fast the loss of correlation grows with the text, its 95 % interval bootstrapped "
+               "over pairs. By training: along each stage's curve without its start; the more "
+               "negative b, the faster it converges, ± its standard error."],
     )  # fmt: skip
 
 
-def law_cells(law: PowerLaw) -> list[str]:
-    return [f"{law.a:.3g}", f"{law.b:+.3f}", number(law.b_error), number(law.spread),
-            str(law.points)]  # fmt: skip
+def law_cells(law: PowerLaw, error: str) -> list[str]:
+    return [f"{law.a:.3g}", f"{law.b:+.3f}", error, number(law.spread), str(law.points)]
 
 
 def place_part(table: Table) -> dict[str, Any] | None:

@@ -182,3 +182,38 @@ def unseen(table: Table, row: dict[str, Any]) -> float | None:
     chosen = np.array([not shared[r] for r in rows])
     gold, scores = unpacked(about["gold"], "<f2"), unpacked(row["scores"], "<f2")
     return float(np.corrcoef(gold[chosen], scores[chosen])[0, 1])
+
+
+def slope_interval(
+    table: Table, rows: list[dict[str, Any]], resamples: int = 1000
+) -> tuple[float, float] | None:
+    """95 % interval of the exponent of ``measure.power_law``, bootstrapped over pairs.
+
+    The ``rows`` are looked at on the same resampled pairs, of those that all have scored; None
+    if that is fewer than 20.
+    """
+    found = []
+    for row in rows:
+        about = table.sets[set_key(row)]
+        columns = (about["rows"], "<u2"), (about["gold"], "<f2"), (row["scores"], "<f2")
+        found.append(dict(zip(("rows", "gold", "scores"), (unpacked(*c) for c in columns),
+                              strict=True)))  # fmt: skip
+    common = found[0]["rows"]
+    for one in found[1:]:
+        common = np.intersect1d(common, one["rows"])
+    if len(common) < 20:
+        return None
+    drawn = np.random.default_rng(0).integers(len(common), size=(resamples, len(common)))
+    lost = []
+    for one in found:
+        order = np.argsort(one["rows"])
+        at = order[np.searchsorted(one["rows"][order], common)]
+        x, y = one["gold"][at][drawn], one["scores"][at][drawn]  # (resamples, pairs)
+        x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
+        r = (x * y).sum(1) / np.sqrt((x * x).sum(1) * (y * y).sum(1)).clip(1e-12)
+        lost.append(np.log((1 - r).clip(1e-6)))
+    lengths = np.log([row["eval_length"] for row in rows])
+    off = lengths - lengths.mean()
+    slopes = off @ np.array(lost) / (off @ off)
+    low, high = np.percentile(slopes, (2.5, 97.5))
+    return float(low), float(high)
