@@ -59,7 +59,8 @@ def test_arms_are_trained_tested_and_compared(
     told = capsys.readouterr().out
     assert "| linear, seed 0 | squality, answer |" in told
     rows = json.loads((folder / "r" / "long-retrieval-tiny-search.json").read_text())
-    assert len(rows) == 3 * 2 * 2
+    assert len(rows) == 4 * 2 * 2  # an arm with a head, and its vectors alone
+    assert {row["arm"] for row in rows if row["over_vectors"] is not None} == {"linear"}
     for row in rows:
         assert row["ci_low"] <= row["ndcg10"] <= row["ci_high"]
         assert (row["over_windows"] is None) == (row["arm"] == "softmax-windows512")
@@ -72,7 +73,7 @@ def test_arms_are_trained_tested_and_compared(
     (folder / "r" / "long-retrieval.json").write_text(json.dumps(rows))
     part = search_part(folder / "r", "study")
     assert part is not None
-    assert [len(table["rows"]) for table in part["tables"]] == [6, 6]
+    assert [len(table["rows"]) for table in part["tables"]] == [8, 8]
     before = {f: f.stat().st_mtime_ns for f in (folder / "r" / "tiny-search").iterdir()}
     main(command)  # nothing is done twice
     assert before == {f: f.stat().st_mtime_ns for f in (folder / "r" / "tiny-search").iterdir()}

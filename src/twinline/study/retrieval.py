@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from torch.nn import functional as F
 
 from ..data.retrieval import load_retrieval
 from ..encoder import Encoder
@@ -25,7 +26,11 @@ from ..statistics import Correlation, clustered_mean
 from ..training.retrieval import searcher
 from .run import read_lines
 
+TASK = ("collection", "asked", "split")
 COUNTED = ("queries", "documents", "ambiguous", "encoding_seconds", "seconds")
+CALIBRATION_WORDS = 200
+VECTORS = "-vectors"
+"""Behind an arm's name: its vectors by cosine, without its head."""
 YARDSTICK = "softmax-windows512"
 """What every other arm is compared with: averaged windows of the same base and training."""
 
@@ -138,7 +143,10 @@ def one_arm(grid: SearchGrid, arm: SearchArm, seed: int, work: Path) -> list[dic
             recipe = replace(recipe, collections=())
         student, _ = searcher(recipe, folder.with_suffix(".work"))
         student.save(folder)
-    encoder = Encoder(folder, windows=arm.windows, dtype=grid.dtype)
+    encoder = Encoder(
+        folder, windows=arm.windows, dtype=grid.dtype,
+        calibration=calibration(grid) if grid.dtype == "int8" else None,
+    )  # fmt: skip
     head = {"arm": arm.name, "seed": seed, "identity": grid.identity(arm, seed),
             "machine": describe(), "date": date.today().isoformat()}  # fmt: skip
     lines = [head]
@@ -151,61 +159,72 @@ def one_arm(grid: SearchGrid, arm: SearchArm, seed: int, work: Path) -> list[dic
             task = load_retrieval(name, split, asked)
             started = time.perf_counter()
             queries = encoder.known(task.queries, "query", {})
-            found = from_scores(encoder.similarity(queries, documents).cpu().numpy(), task)
-            lines.append(
-                {
-                    "collection": name,
-                    "asked": asked,
-                    "split": split,
-                    "queries": len(task),
-                    "documents": len(task.documents),
-                    "ambiguous": task.ambiguous,
-                    "seconds": round(time.perf_counter() - started, 2),
-                    "encoding_seconds": round(encoding, 1),
-                    "ranks": found.ranks.tolist(),
-                    "relevant": task.relevant.tolist(),
-                }
-            )
-            told = f"{arm.name} {seed} {split} {name} {asked}"
-            print(f"{told}: nDCG@10 {found.ndcg10}", flush=True)
+            ways = {arm.name: encoder.similarity(queries, documents)}
+            if encoder.reads_states:  # what the head adds to the cosine of the same vectors
+                u, v = (F.normalize(one.vectors, dim=-1) for one in (queries, documents))
+                ways[f"{arm.name}{VECTORS}"] = u @ v.T
+            seconds = round(time.perf_counter() - started, 2)
+            for way, scores in ways.items():
+                found = from_scores(scores.cpu().numpy(), task)
+                lines.append(
+                    {
+                        "arm": way,
+                        "collection": name,
+                        "asked": asked,
+                        "split": split,
+                        "queries": len(task),
+                        "documents": len(task.documents),
+                        "ambiguous": task.ambiguous,
+                        "seconds": seconds,
+                        "encoding_seconds": round(encoding, 1),
+                        "ranks": found.ranks.tolist(),
+                        "relevant": task.relevant.tolist(),
+                    }
+                )
+                told = f"{way} {seed} {split} {name} {asked}"
+                print(f"{told}: nDCG@10 {found.ndcg10}", flush=True)
     return lines
 
 
+def calibration(grid: SearchGrid) -> list[str]:
+    """The starts of training documents, on which int8 finds its ranges."""
+    found = load_retrieval(grid.collections[0], "train", grid.asked[0], own_documents=True)
+    return [" ".join(text.split()[:CALIBRATION_WORDS]) for text in found.documents[:24]]
+
+
 def rows(grid: SearchGrid, folder: Path) -> list[dict[str, Any]]:
-    """One flat row for each arm, seed and task, with its difference to averaged windows."""
-    runs = {(arm.name, seed): read_lines(folder / f"{arm.name}-{seed}.jsonl")
-            for arm, seed in grid.runs()}  # fmt: skip
+    """One flat row for each arm, seed and task, with its difference to averaged windows, and of a
+    head that reads states to the vectors alone."""
+    lines = [
+        (seed, line, found[0]["machine"])
+        for arm, seed in grid.runs()
+        if (found := read_lines(folder / f"{arm.name}-{seed}.jsonl"))
+        for line in found[1:]
+    ]
+    known = {(seed, *(line[k] for k in ("arm", *TASK))): line for seed, line, _ in lines}
     made = []
-    for (name, seed), lines in runs.items():
-        for line in lines[1:]:
-            ranks, about = np.array(line["ranks"]), np.array(line["relevant"])
-            gains = ndcg10(ranks)
-            found = clustered_mean(gains, about)
-            key = {k: line[k] for k in ("collection", "asked", "split")}
-            other = next(
-                (o for o in runs.get((YARDSTICK, seed), [])[1:]
-                 if all(o[k] == v for k, v in key.items())), None,
-            )  # fmt: skip
+    for seed, line, machine in lines:
+        ranks, about = np.array(line["ranks"]), np.array(line["relevant"])
+        value = clustered_mean(ndcg10(ranks), about)
+        row = {
+            "arm": line["arm"],
+            **{k: line[k] for k in TASK},
+            "seed": seed,
+            "ndcg10": round(value.value, 5),
+            "ci_low": round(value.low, 5),
+            "ci_high": round(value.high, 5),
+            "recall1": round(float((ranks == 1).mean()), 5),
+            "mrr": round(float((1 / ranks).mean()), 5),
+        }
+        for name, arm in (("over_windows", YARDSTICK), ("over_vectors", line["arm"] + VECTORS)):
+            other = known.get((seed, arm, *(line[k] for k in TASK)))
             gap: Correlation | None = None
-            if other is not None and name != YARDSTICK:
-                gap = clustered_mean(gains - ndcg10(np.array(other["ranks"])), about)
-            made.append(
-                {
-                    "arm": name,
-                    **key,
-                    "seed": seed,
-                    "ndcg10": round(found.value, 5),
-                    "ci_low": round(found.low, 5),
-                    "ci_high": round(found.high, 5),
-                    "recall1": round(float((ranks == 1).mean()), 5),
-                    "mrr": round(float((1 / ranks).mean()), 5),
-                    "over_windows": gap and round(gap.value, 5),
-                    "over_windows_low": gap and round(gap.low, 5),
-                    "over_windows_high": gap and round(gap.high, 5),
-                    **{k: line[k] for k in COUNTED},
-                    "machine": lines[0]["machine"],
-                }
-            )
+            if other is not None and line["arm"] != arm:
+                gap = clustered_mean(ndcg10(ranks) - ndcg10(np.array(other["ranks"])), about)
+            row[name] = gap and round(gap.value, 5)
+            row[f"{name}_low"] = gap and round(gap.low, 5)
+            row[f"{name}_high"] = gap and round(gap.high, 5)
+        made.append({**row, **{k: line[k] for k in COUNTED}, "machine": machine})
     return made
 
 
@@ -220,10 +239,11 @@ def table_of(made: list[dict[str, Any]], split: str) -> dict[str, Any]:
     for row in made:
         if row["split"] != split:
             continue
-        gap = "–"
-        if row["over_windows"] is not None:
-            low, high = row["over_windows_low"], row["over_windows_high"]
-            gap = f"{row['over_windows']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        gaps = [
+            "–" if row[name] is None
+            else f"{row[name]:+.3f} [{row[f'{name}_low']:+.3f}, {row[f'{name}_high']:+.3f}]"
+            for name in ("over_windows", "over_vectors")
+        ]  # fmt: skip
         cells.append(
             [
                 f"{row['arm']}, seed {row['seed']}",
@@ -231,10 +251,11 @@ def table_of(made: list[dict[str, Any]], split: str) -> dict[str, Any]:
                 f"{row['ndcg10']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]",
                 f"{row['recall1']:.3f}",
                 f"{row['mrr']:.3f}",
-                gap,
+                *gaps,
             ]
         )
-    head = ["arm", "collection, asked", "nDCG@10", "recall@1", "MRR", f"over {YARDSTICK}"]
+    head = ["arm", "collection, asked", "nDCG@10", "recall@1", "MRR", f"over {YARDSTICK}",
+            "over its own vectors"]  # fmt: skip
     return {"head": head, "rows": cells}
 
 
