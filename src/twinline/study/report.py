@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .grid import NATIVE
 from .measure import SHARES, TARGETS, PowerLaw, power_law, reached
 from .page import part, render
 from .retrieval import published, table_of
-from .table import LINEAR_TIME, Table, flat, slope_interval, unseen
+from .table import LINEAR_TIME, Table, flat, native_of_same, slope_interval, unseen
 
 RUN_AGAIN = "twinline study run recipes/{name}.yaml && twinline study report {name}"
 
@@ -265,24 +266,30 @@ def length_part(table: Table) -> dict[str, Any]:
 
 def difference_part(table: Table) -> dict[str, Any] | None:
     split = reported_split(table)
-    at = main_test(table, split)
+    main = main_test(table, split)
+    every = {(r["construction"], r["carrier"]) for r in table.rows if r["split"] == split}
     rows = []
-    for pooling in table.poolings:
-        for arm in ("linear", "hybrid", "lightning"):
-            for other in ("softmax-windows512", "softmax-cut512", "hybrid-off", "softmax-full"):
-                for length in [n for n in table.lengths(**at) if n]:
-                    sides = []
-                    for name in (arm, other):
-                        found = table.find(arm=name, pooling=pooling, eval_length=length, **at)
-                        trained = max((r["train_length"] for r in found), default=None)
-                        sides.append({"arm": name, "pooling": pooling, "eval_length": length,
-                                      "train_length": trained, **at})  # fmt: skip
-                    made = table.difference(sides[0], sides[1])
-                    if made is not None:
-                        rows.append([f"{arm} − {other}", pooling, f"{length:,}", interval(made)])
+    for construction, carrier in sorted(every - {("native", None)}, key=str):
+        at = {"construction": construction, "carrier": carrier, "split": split}
+        others = ["softmax-windows512", "hybrid-off"]
+        if at == main:
+            others += ["softmax-cut512", "softmax-full"]
+        for pooling, arm, other, length in product(
+            table.poolings, LINEAR_TIME, others, table.lengths(**at)
+        ):
+            sides = []
+            for name in (arm, other):
+                found = table.find(arm=name, pooling=pooling, eval_length=length, **at)
+                trained = max((r["train_length"] for r in found), default=None)
+                sides.append({"arm": name, "pooling": pooling, "eval_length": length,
+                              "train_length": trained, **at})  # fmt: skip
+            made = table.difference(sides[0], sides[1])
+            if made is not None:
+                rows.append([f"{arm} − {other}", pooling, f"{construction}, {carrier}",
+                             f"{length:,}", interval(made)])  # fmt: skip
     if not rows:
         return None
-    head = ["difference", "pooling", "tokens", "Pearson, 95 % interval"]
+    head = ["difference", "pooling", "construction, prose", "tokens", "Pearson, 95 % interval"]
     return part(
         "Differences", tables=[{"caption": f"{split} split", "head": head, "rows": rows}],
         texts=["Means over the seeds that each side has, bootstrapped over pairs (the spread "
@@ -439,6 +446,16 @@ def other_part(table: Table) -> dict[str, Any] | None:
             wanted = {"construction": construction, "carrier": carrier, "split": split}
             if wanted != own and construction != "native":
                 tables.append(pearson_table(table, **wanted))
+    rows = []
+    for row in table.find(construction="repeat", split=split):
+        same = native_of_same(table, row)
+        gap = "–" if same is None else f"{row['pearson'] - same:+.3f}"
+        rows.append([f"{row['arm']}, {row['pooling']}, seed {row['seed']}",
+                     f"{row['eval_length']:,}", f"{row['pearson']:.3f}", number(same), gap,
+                     str(row["pairs"])])  # fmt: skip
+    if rows:
+        head = ["run", "tokens", "repeat", "native, the same pairs", "difference", "pairs"]
+        tables.append({"caption": "Does length alone harm?", "head": head, "rows": rows})
     tables = [t for t in tables if t]
     if not tables:
         return None
@@ -452,15 +469,16 @@ def other_part(table: Table) -> dict[str, Any] | None:
 def native_part(table: Table) -> dict[str, Any]:
     split = reported_split(table)
     rows = []
-    for row in table.find(construction="native", split=split):
-        rows.append([f"{row['arm']}, {row['pooling']}, seed {row['seed']}",
-                     f"{row['train_length']:,}", f"{row['pearson']:.3f}",
-                     f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]",
-                     number(unseen(table, row))])  # fmt: skip
-    head = ["run", "trained to", "Pearson", "95 % interval", "without shared sentences"]
+    for wanted in ({"construction": "native", "split": split}, main_test(table, split)):
+        for row in table.find(**wanted):
+            rows.append([f"{row['arm']}, {row['pooling']}, seed {row['seed']}",
+                         f"{row['train_length']:,}", f"{row['eval_length'] or 'native'}",
+                         f"{row['pearson']:.3f}", f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]",
+                         number(unseen(table, row))])  # fmt: skip
+    head = ["run", "trained to", "tokens", "Pearson", "95 % interval", "without shared sentences"]
     told = "The last column leaves out pairs that share a sentence with training."
     tables = [{"caption": split, "head": head, "rows": rows}]
-    return part("The unmodified pairs", tables=tables, texts=[told])
+    return part("The unmodified pairs, and sentences seen in training", texts=[told], tables=tables)
 
 
 def search_part(results: Path, name: str) -> dict[str, Any] | None:

@@ -217,3 +217,17 @@ def slope_interval(
     slopes = off @ np.array(lost) / (off @ off)
     low, high = np.percentile(slopes, (2.5, 97.5))
     return float(low), float(high)
+
+
+def native_of_same(table: Table, row: dict[str, Any]) -> float | None:
+    """Pearson of the same weights on the unmodified pairs that ``row`` was made from; None if they
+    have not been scored."""
+    same = {k: row[k] for k in ("arm", "pooling", "seed", "train_length", "split")}
+    rows = unpacked(table.sets[set_key(row)]["rows"], "<u2")
+    for native in table.find(construction="native", **same):
+        about = table.sets[set_key(native)]
+        at = np.isin(unpacked(about["rows"], "<u2"), rows)
+        if at.sum() == len(rows):
+            gold, scores = unpacked(about["gold"], "<f2"), unpacked(native["scores"], "<f2")
+            return float(np.corrcoef(gold[at], scores[at])[0, 1])
+    return None
