@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .errors import TwinlineError
 
@@ -149,6 +149,23 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     """
     with whole_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Lines of JSON; none if there is no file.
+
+    Raises: TwinlineError naming the line that is none.
+    """
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    made = []
+    for number, line in enumerate(lines, 1):
+        try:
+            made.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise TwinlineError(
+                f"{file}, line {number}, is not JSON: remove the file, and run the command again."
+            ) from error
+    return made
 
 
 def into_marks(file: Path, mark: str, text: str) -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from twinline.cli import main
 from twinline.errors import TwinlineError
+from twinline.files import read_lines
 from twinline.study import run as run_module
 from twinline.study.measure import power_law
 from twinline.study.plan import run_grid
 from twinline.study.report import make
-from twinline.study.run import read_lines
 from twinline.study.table import FIELDS, Table, by_place, slope_interval, unpacked
 
 GRID = """
@@ -121,8 +121,11 @@ def test_curves_count_from_the_pretrained_encoder(finished: Path) -> None:
         for lines in table.runs
         if lines[0]["arm"] != "softmax-native"
     }
-    assert transfer["hybrid-latent-0"]["tokens"] > 0
-    assert transfer["softmax-full-mean-0"]["tokens"] == 0
+    native = transfer["softmax-full-mean-0"]["tokens"]  # what all arms start from
+    own = transfer["hybrid-latent-0"]["transfer_tokens"]
+    assert native > 0 < own
+    assert transfer["softmax-full-mean-0"]["transfer_tokens"] == 0
+    assert transfer["hybrid-latent-0"]["tokens"] == native + own
     ends: dict[str, float] = {}
     for head, _, curve in table.curves:
         start = ends.get(head["run"], transfer[head["run"]]["tokens"])

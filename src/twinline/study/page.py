@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..statistics import Correlation
+
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -54,3 +56,19 @@ def part(title: str, **filled: Any) -> dict[str, Any]:
     and a ``command`` if it is not the page's."""
     empty: dict[str, Any] = {"texts": [], "pictures": [], "tables": [], "command": ""}
     return {"title": title, **empty, **filled}
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def interval(found: Correlation | None) -> str:
+    return "–" if found is None else f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def amount(value: float) -> str:
+    """A cost with three digits and a unit."""
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"

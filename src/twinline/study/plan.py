@@ -13,9 +13,10 @@ from ..conversion import convert
 from ..data import load
 from ..encoder import Encoder
 from ..errors import TwinlineError
+from ..files import read_lines
 from ..machine import keep_memory
 from .grid import Grid, RunPlan, read_grid
-from .run import complete, lengths_of, read_lines, run_one, run_yardstick
+from .run import complete, lengths_of, run_one, run_yardstick
 from .workshop import Workshop
 
 TRIAL = 4096

@@ -11,13 +11,22 @@ import numpy as np
 
 from ..errors import TwinlineError
 from ..files import into_marks, write_whole
-from ..statistics import Correlation
 from . import figures
+from .costs import cost_part, curve_part, growth_part, law_part
 from .grid import NATIVE
-from .measure import SHARES, TARGETS, PowerLaw, power_law, reached
-from .page import part, render
+from .measure import reached
+from .page import amount, interval, number, part, render
 from .retrieval import published, table_of
-from .table import LINEAR_TIME, Table, flat, native_of_same, slope_interval, unseen
+from .table import (
+    LINEAR_TIME,
+    Table,
+    flat,
+    longest,
+    main_test,
+    native_of_same,
+    reported_split,
+    unseen,
+)
 
 RUN_AGAIN = "twinline study run recipes/{name}.yaml && twinline study report {name}"
 
@@ -68,41 +77,6 @@ def newest(results: Path) -> Path:
             f"{results} holds no results of a study: give twinline study run a grid first."
         )
     return found[-1].parent
-
-
-def longest(table: Table) -> int:
-    """The longest length trained on."""
-    return int(max(r["train_length"] for r in table.rows))
-
-
-def reported_split(table: Table) -> str:
-    """Test, as soon as an arm has been scored on it in prose."""
-    tested = any(r["split"] == "test" and r["construction"] == "context" for r in table.rows)
-    return "test" if tested else "validation"
-
-
-def main_test(table: Table, split: str) -> dict[str, Any]:
-    """What is asked above all: ``context`` on the study's own prose."""
-    for row in table.rows:
-        if row["construction"] == "context":
-            return {"construction": "context", "carrier": row["carrier"], "split": split}
-    raise TwinlineError("No test of the construction context is finished: the report needs one.")
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None or value != value else f"{value:.{digits}f}"
-
-
-def interval(found: Correlation | None) -> str:
-    return "–" if found is None else f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-
-
-def amount(value: float) -> str:
-    """A cost with three digits and a unit."""
-    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}"
 
 
 def chosen_student(table: Table) -> tuple[str, str] | None:
@@ -298,130 +272,6 @@ def difference_part(table: Table) -> dict[str, Any] | None:
                "hybrid-off is what the linear branch is worth: the same weights, the branch "
                "switched off."],
     )  # fmt: skip
-
-
-def curve_part(table: Table) -> dict[str, Any]:
-    pictures = [
-        {"svg": figures.curves(table, against, pooling),
-         "caption": f"{pooling} pooling; at each curve's end the length that its stage reached."}
-        for pooling in table.poolings
-        for against in ("steps", "tokens", "seconds", "flops")
-    ]  # fmt: skip
-    rows = []
-    for head, length, curve in table.curves:
-        final = curve[-1]["pearson"]
-        for label, target in [
-            *((f"{share:.0%} of its own {final:.3f}", share * final) for share in SHARES),
-            *((f"{t:.2f}", t) for t in TARGETS),
-        ]:
-            costs = reached(curve, target).costs
-            cells = ["not reached"] + ["–"] * 4 if costs is None else [
-                amount(costs[name]) for name in ("steps", "pairs", "tokens", "seconds", "flops")
-            ]  # fmt: skip
-            rows.append([f"{head['arm']}, {head['pooling']}, seed {head['seed']}", f"{length:,}",
-                         label, *cells])  # fmt: skip
-    head_row = ["run", "length", "target", "steps", "pairs", "tokens", "seconds", "FLOP"]
-    return part(
-        "Convergence", pictures=pictures,
-        tables=[{"caption": "Cost to targets, validation", "head": head_row, "rows": rows}],
-        texts=["Costs count from the pretrained encoder: the earlier stages are in all of them, "
-               "attention transfer in tokens, seconds and FLOP. The teacher is not, it is the same "
-               "for all; nor are pilots, which choose a learning rate. The grid says how the rate "
-               "is scheduled."],
-    )  # fmt: skip
-
-
-def growth_part(table: Table) -> dict[str, Any] | None:
-    """What training on short texts mostly costs, and what it gives at the longest."""
-    rows = []
-    for lines in table.runs:
-        for line in lines:
-            if line["what"] != "curve" or not line.get("mean_length"):
-                continue
-            last, mean, most = line["points"][-1], line["mean_length"], line["train_length"]
-            rows.append(
-                [
-                    lines[0]["run"],
-                    f"{most:,}",
-                    f"{mean:,} ({mean / most:.0%})",
-                    f"{last['tokens'] / last['pairs'] / 2:,.0f}",
-                    amount(last["tokens"]),
-                    f"{last['seconds'] / last['steps']:.1f}",
-                    f"{last['pearson']:.3f}",
-                ]
-            )
-    if not rows:
-        return None
-    head = ["run", "up to", "mean length drawn", "tokens read a text", "tokens", "seconds a step",
-            "validation Pearson at the longest"]  # fmt: skip
-    return part(
-        "Mean length against cost",
-        tables=[{"caption": "Each stage by itself", "head": head, "rows": rows}],
-        texts=["Lengths are drawn from a U-shaped Beta (arXiv 2511.06077, sec. 3.4): mostly short "
-               "texts or the longest. Fewer tokens are read than drawn where texts are virtual: "
-               "those of a step lend one another their prose (docs/architecture.md)."],
-    )  # fmt: skip
-
-
-def cost_part(table: Table) -> dict[str, Any]:
-    split = reported_split(table)
-    at = main_test(table, split)
-    length = max(table.lengths(**at), default=0)
-    common = [n for n in table.lengths(**at)
-              if len({r["arm"] for r in table.find(eval_length=n, **at)}) > 2]  # fmt: skip
-    length = max(common, default=length)
-    return part(
-        "Cost", pictures=[
-            {"svg": figures.costs(table, "seconds", **at), "caption": "Time to encode and score a "
-             "pair; docs/speed.md has speed and memory in one quiet run against other libraries."},
-            {"svg": figures.costs(table, "memory", **at), "caption": "Memory, as it is estimated "
-             "before a text is read (measured peaks lie within a tenth)."},
-            {"svg": figures.pareto(table, table.poolings[0], length, **at),
-             "caption": f"What a second buys, at {length:,} tokens."},
-        ],
-    )  # fmt: skip
-
-
-def law_part(table: Table) -> dict[str, Any] | None:
-    split = reported_split(table)
-    at = main_test(table, split)
-    rows = []
-    for pooling in table.poolings:
-        for arm in table.names("arm"):
-            found = [r for r in table.find(arm=arm, pooling=pooling, **at) if r["eval_length"]]
-            trained = max((r["train_length"] for r in found), default=0)
-            found = [r for r in found if r["train_length"] == trained]
-            law = power_law([r["eval_length"] for r in found], [r["pearson"] for r in found])
-            if law and law.points > 2:
-                within = slope_interval(table, found)
-                told = "–" if within is None else f"[{within[0]:+.3f}, {within[1]:+.3f}]"
-                rows.append([f"{arm}, {pooling}", f"{trained:,}", *law_cells(law, told)])
-    learnt = []
-    for head, length, curve in table.curves:
-        law = power_law([p["tokens"] for p in curve[1:]], [p["pearson"] for p in curve[1:]])
-        if law and law.points > 2:
-            told = f"± {law.b_error:.3f}"
-            learnt.append([head["run"], f"{length:,}", *law_cells(law, told)])
-    if not rows and not learnt:
-        return None
-    cells = ["a", "b", "error of b", "spread", "points"]
-    return part(
-        "Laws of length and of training",
-        tables=[
-            {"caption": "1 − Pearson = a · length^b", "rows": rows,
-             "head": ["arm, pooling", "trained to", *cells]},
-            {"caption": "1 − validation Pearson = a · training tokens^b",
-             "head": ["run", "length", *cells], "rows": learnt},
-        ],
-        texts=["Fitted to logarithms by least squares. By length: over lengths and seeds; b is how "
-               "fast the loss of correlation grows with the text, its 95 % interval bootstrapped "
-               "over pairs. By training: along each stage's curve without its start; the more "
-               "negative b, the faster it converges, ± its standard error."],
-    )  # fmt: skip
-
-
-def law_cells(law: PowerLaw, error: str) -> list[str]:
-    return [f"{law.a:.3g}", f"{law.b:+.3f}", error, number(law.spread), str(law.points)]
 
 
 def place_part(table: Table) -> dict[str, Any] | None:

@@ -18,13 +18,12 @@ from ..data.retrieval import load_retrieval
 from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..evaluate import from_scores, ndcg10
-from ..files import fingerprint, write_whole
+from ..files import fingerprint, read_lines, write_whole
 from ..machine import describe
 from ..options import ModelOptions, RetrievalOptions, RetrievalRecipe, TransferOptions
 from ..recipe import read_recipe
 from ..statistics import Correlation, clustered_mean
 from ..training.retrieval import searcher
-from .run import read_lines
 
 TASK = ("collection", "asked", "split")
 COUNTED = ("queries", "documents", "ambiguous", "encoding_seconds", "seconds")

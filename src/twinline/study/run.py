@@ -23,7 +23,7 @@ from ..data.long import Builder, LongPairs
 from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..evaluate import far_off
-from ..files import fingerprint, write_whole
+from ..files import fingerprint, read_lines, write_whole
 from ..machine import describe
 from ..statistics import correlation
 from ..training import distill
@@ -206,23 +206,6 @@ class Results:
     def has(self, wanted: dict[str, Any]) -> bool:
         """Whether there is a line with these values."""
         return any(all(one.get(k) == v for k, v in wanted.items()) for one in self.lines)
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Lines of JSON; none if there is no file.
-
-    Raises: TwinlineError naming the line that is none.
-    """
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    made = []
-    for number, line in enumerate(lines, 1):
-        try:
-            made.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise TwinlineError(
-                f"{file}, line {number}, is not JSON: remove the file, and run the study again."
-            ) from error
-    return made
 
 
 def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:

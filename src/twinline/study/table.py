@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TwinlineError
+from ..files import read_lines
 from ..statistics import Correlation, mean_difference
 from .grid import NATIVE
 from .measure import COSTS, reached
-from .run import read_lines
 
 LINEAR_TIME = ("linear", "hybrid", "lightning")
 """Arms that read a whole text in time linear in its length."""
@@ -231,3 +231,22 @@ def native_of_same(table: Table, row: dict[str, Any]) -> float | None:
             gold, scores = unpacked(about["gold"], "<f2"), unpacked(native["scores"], "<f2")
             return float(np.corrcoef(gold[at], scores[at])[0, 1])
     return None
+
+
+def longest(table: Table) -> int:
+    """The longest length trained on."""
+    return int(max(r["train_length"] for r in table.rows))
+
+
+def reported_split(table: Table) -> str:
+    """Test, as soon as an arm has been scored on it in prose."""
+    tested = any(r["split"] == "test" and r["construction"] == "context" for r in table.rows)
+    return "test" if tested else "validation"
+
+
+def main_test(table: Table, split: str) -> dict[str, Any]:
+    """What is asked above all: ``context`` on the study's own prose."""
+    for row in table.rows:
+        if row["construction"] == "context":
+            return {"construction": "context", "carrier": row["carrier"], "split": split}
+    raise TwinlineError("No test of the construction context is finished: the report needs one.")

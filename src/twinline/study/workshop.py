@@ -15,7 +15,7 @@ from ..data import Pairs, load, load_texts
 from ..data.carriers import load_carrier
 from ..data.long import LongPairs, long_pairs
 from ..encoder import Encoder
-from ..files import fingerprint, whole_file, write_whole
+from ..files import fingerprint, read_lines, whole_file, write_whole
 from ..loop import Run
 from ..recipe import chosen
 from ..teacher import Teacher
@@ -23,6 +23,8 @@ from ..training import distill, teach
 from .grid import Grid, RunPlan
 from .measure import flops
 
+SHORT = 32
+"""Tokens of a text at native length, for its floating-point operations."""
 SEED = 0
 """Of what is tested on: the same texts for every run."""
 
@@ -92,15 +94,20 @@ class Workshop:
         return Encoder(folder)
 
     def start(self, plan: RunPlan) -> tuple[Encoder, dict[str, float]]:
-        """The arm's model after attention transfer, and what that cost."""
+        """The softmax student with the arm's attention, after transfer, and what both cost.
+
+        A pair costs a tenth at its own length of what it does at 128 tokens: what a pair means is
+        learned there, by one student for all arms.
+        """
         grid = self.grid
         options = replace(plan.model, pooling="mean")  # which transfer does not see
-        own = [grid.base, sorted(chosen(grid.transfer).items()), grid.transfer_texts,
+        own = [grid.teacher_identity, sorted(chosen(grid.transfer).items()), grid.transfer_texts,
                sorted(chosen(options).items())]  # fmt: skip
         folder = self.work / f"start-{plan.kind.attention}-{fingerprint(map(str, own))[:8]}"
-        costs = folder / "transfer.json"
+        costs = folder / "costs.json"
         if not costs.is_file():
-            model = convert(grid.base, **options.given())
+            softmax = self.softmax().model
+            model = convert(self.base / "softmax", **options.given())
             run = Run()
             if grid.transfer.steps and learns(model):
                 run = transfer(
@@ -108,11 +115,17 @@ class Workshop:
                     folder=folder.with_suffix(".work"), show_progress=self.show,
                 )  # fmt: skip
             Encoder(model).save(folder)
-            # Forward once by softmax, once and back by the new attention's own part.
-            cost = {"tokens": run.tokens, "seconds": run.seconds}
-            write_whole(
-                costs, json.dumps({**cost, "flops": 2 * flops(model.config, run.tokens, 32)})
-            )
+            before = read_lines(self.base / "softmax.work" / "metrics.jsonl")[-1]
+            cost = {
+                "tokens": before["tokens"] + run.tokens,
+                "transfer_tokens": run.tokens,
+                "seconds": round(before["seconds"] + run.seconds, 1),
+                "transfer_seconds": round(run.seconds, 1),
+                # Transfer: forward once by softmax, once and back by the new attention's own part.
+                "flops": 3 * flops(softmax.config, before["tokens"], SHORT)
+                + 2 * flops(model.config, run.tokens, SHORT),
+            }
+            write_whole(costs, json.dumps(cost))
         model = convert(folder, **plan.model.given())
         return Encoder(model, windows=plan.kind.windows), json.loads(costs.read_text())
 
