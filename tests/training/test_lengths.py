@@ -218,6 +218,10 @@ def test_what_long_training_cannot_use_is_refused(
         distill(student, pairs, options=DistillOptions(alpha=0, attend=0.1))
     with pytest.raises(TwinlineError, match="states=1 needs a twin"):
         distill(student, pairs, options=DistillOptions(alpha=0, states=1))
+    windowed = Encoder(convert(tiny_bert, attention="softmax"), windows=16)
+    with pytest.raises(TwinlineError, match="longer than the student's windows"):
+        distill(windowed, pairs, options=DistillOptions(alpha=0, epochs=0.1, states=1),
+                twin=Encoder(tiny_bert), longer=long_steps(pairs, tiny_tokenizer, 20))  # fmt: skip
     repeat = long_steps(pairs, tiny_tokenizer, 1, "repeat").builders
     with pytest.raises(TwinlineError, match="no prose to lend"):
         LongSteps(repeat, Lengths(LengthOptions(real=128), 1))
