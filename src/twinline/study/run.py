@@ -91,7 +91,8 @@ def train_stage(
     )
     run = distill(
         student, shop.train, teacher_scores=shop.teacher_scores() if options.alpha else None,
-        twin=shop.softmax() if options.match else None, validation=validation.pairs,
+        twin=shop.softmax() if options.match else None,
+        goals=shop.goals() if options.match else None, validation=validation.pairs,
         options=options, longer=longer, folder=work, show_progress=shop.show,
     )  # fmt: skip
     config = student.model.config

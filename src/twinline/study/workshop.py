@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ..conversion import convert, learns, transfer
 from ..data import Pairs, load, load_texts
@@ -20,6 +21,7 @@ from ..loop import Run
 from ..recipe import chosen
 from ..teacher import Teacher
 from ..training import distill, teach
+from ..training.distill import twin_vectors
 from .grid import Grid, RunPlan
 from .measure import flops
 
@@ -43,6 +45,7 @@ class Workshop:
         self.pairs = lru_cache(maxsize=None)(self._pairs)
         self.carrier = lru_cache(maxsize=None)(self._carrier)
         self.long = lru_cache(maxsize=4)(self._long)
+        self.goals = lru_cache(maxsize=1)(self._goals)
         self.tokenizer = Encoder(grid.base).tokenizer
 
     def _pairs(self, split: str) -> Pairs:
@@ -92,6 +95,11 @@ class Workshop:
             )  # fmt: skip
             made.save(folder)
         return Encoder(folder)
+
+    def _goals(self) -> Tensor:
+        """The softmax student's vectors of the training pairs' texts."""
+        texts = [*self.train.sentence1, *self.train.sentence2]
+        return twin_vectors(self.softmax(), texts)
 
     def start(self, plan: RunPlan) -> tuple[Encoder, dict[str, float]]:
         """The softmax student with the arm's attention, after transfer, and what both cost.

@@ -62,6 +62,7 @@ def distill(
     teacher_scores: Scores | None = None,
     extra: Pairs | None = None,
     twin: Encoder | None = None,
+    goals: Tensor | None = None,
     validation: Pairs | None = None,
     options: DistillOptions | None = None,
     longer: LongSteps | None = None,
@@ -78,6 +79,8 @@ def distill(
         teacher_scores: (pairs,) on the unit scale; needed unless ``alpha`` is 0.
         extra: pairs whose ``score`` is the teacher's, not a label: only α's part counts for them.
         twin: a softmax twin whose vectors ``match`` draws the student's to.
+        goals: those vectors, of ``pairs``' first texts and then their second ones (without
+            ``extra``), as ``twin_vectors`` makes them, where several runs share them.
         validation: Pearson on it is logged and, evaluated by step, chooses the best weights.
         longer: reads each step's pairs as long ones (made from ``pairs`` and then ``extra``).
         folder: checkpoints and ``metrics.jsonl``; a run found there goes on.
@@ -96,7 +99,14 @@ def distill(
         labels, weight = np.concatenate([labels, none]), np.concatenate([weight, none])
         soft = np.concatenate([soft, extra.unit_score])
     ids1, ids2 = student.tokenize(texts1)[0], student.tokenize(texts2)[0]
-    goals = twin_vectors(twin, texts1 + texts2) if twin is not None and options.match else None
+    if twin is None or not options.match:
+        goals = None
+    elif goals is None:
+        goals = twin_vectors(twin, texts1 + texts2)
+    elif len(goals) != 2 * len(texts1):
+        raise TwinlineError(
+            f"{len(goals)} goals do not fit {2 * len(texts1)} texts: make them of these pairs."
+        )
     counts = [max(len(a), len(b)) for a, b in zip(ids1, ids2, strict=True)]
     group = options.group
     if group is None:
