@@ -1,0 +1,73 @@
+"""Where a student loses the sentence of a long text: is it not found, or found and changed?
+
+    python benchmarks/oracle.py STUDENT TWIN --length 2048 --pairs 100
+
+``student`` is its own score. ``told`` pools by its own weights, but over the sentence's tokens alone:
+what it would be worth if the sentence were always found. ``twin`` reads the sentence by itself: what
+is missing from ``told`` to it was changed by the text around it. STUDENT pools by a learned query.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from twinline.data import load
+from twinline.data.carriers import load_carrier
+from twinline.data.long import Builder
+from twinline.encoder import Encoder
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("student")
+    parser.add_argument("twin")
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--split", default="validation")
+    given = parser.parse_args()
+    student, twin = Encoder(given.student), Encoder(given.twin)
+    pairs = load("stsb", given.split)
+    carrier = load_carrier("novels", given.split, student.tokenizer)
+    builder = Builder(pairs, "context", student.tokenizer, carrier)
+    rows = np.random.default_rng(0).permutation(len(pairs))[: given.pairs].tolist()
+    vectors: dict[str, list[torch.Tensor]] = {"student": [], "told": [], "twin": []}
+    shares, changed = [], []
+    for row in rows:
+        long = builder.pair(row, given.length)
+        both = (long.text1, pairs.sentence1[row]), (long.text2, pairs.sentence2[row])
+        for (text, sentence), (start, end) in zip(both, long.spans, strict=True):
+            read, alone = (
+                student.read(student.tokenize([text])[0]),
+                twin.read(twin.tokenize([sentence])[0]),
+            )
+            inside = torch.zeros(1, read.states.shape[1], dtype=torch.bool)
+            inside[0, start:end] = True
+            told, _ = student.model.pool([read.states], inside)
+            vectors["student"].append(read.vectors[0])
+            vectors["told"].append(F.normalize(told[0], dim=-1))
+            vectors["twin"].append(alone.vectors[0])
+            shares.append(float(read.weights[-1][0, :, start:end].sum(dim=-1).mean()))
+            goal = alone.states[0, 1:-1]
+            if len(goal) == end - start:
+                off = (read.states[0, start:end] - goal).square().sum() / goal.square().sum()
+                changed.append(float(off))
+    gold = np.array([float(pairs.unit_score[row]) for row in rows])
+    for name, made in vectors.items():
+        sides = torch.stack(made).unflatten(0, (-1, 2))
+        scores = F.cosine_similarity(sides[:, 0], sides[:, 1], dim=-1).numpy()
+        print(f"{name:8} Pearson {np.corrcoef(scores, gold)[0, 1]:.3f}")
+    tenth = float(np.quantile(shares, 0.1))
+    print(f"share of the pooling's weights on the sentence: mean {np.mean(shares):.2f}, "
+          f"a tenth of the texts below {tenth:.2f}")  # fmt: skip
+    print(
+        f"states of the sentence, relative squared distance to the twin's: {np.mean(changed):.3f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
