@@ -2,9 +2,10 @@
 
     python benchmarks/oracle.py STUDENT TWIN --length 2048 --pairs 100
 
-``student`` is its own score. ``told`` pools by its own weights, but over the sentence's tokens alone:
-what it would be worth if the sentence were always found. ``twin`` reads the sentence by itself: what
-is missing from ``told`` to it was changed by the text around it. STUDENT pools by a learned query.
+``student`` is its own score. ``told`` pools by its own weights, but over the sentence's tokens
+alone: what it would be worth if the sentence were always found. ``twin`` reads the sentence by
+itself: what is missing from ``told`` to it was changed by the text around it. STUDENT pools by a
+learned query.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def main() -> None:
     print(f"share of the pooling's weights on the sentence: mean {np.mean(shares):.2f}, "
           f"a tenth of the texts below {tenth:.2f}")  # fmt: skip
     print(
-        f"states of the sentence, relative squared distance to the twin's: {np.mean(changed):.3f}"
+        f"relative squared distance of the sentence's states to the twin's: {np.mean(changed):.2f}"
     )
 
 
