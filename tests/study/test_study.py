@@ -11,10 +11,20 @@ from twinline.cli import main
 from twinline.errors import TwinlineError
 from twinline.files import read_lines
 from twinline.study import run as run_module
+from twinline.study.grid import NATIVE
 from twinline.study.measure import power_law
 from twinline.study.plan import run_grid
 from twinline.study.report import make
-from twinline.study.table import FIELDS, Table, by_place, slope_interval, unpacked
+from twinline.study.run import packed
+from twinline.study.table import (
+    FIELDS,
+    Table,
+    by_genre,
+    by_place,
+    set_key,
+    slope_interval,
+    unpacked,
+)
 
 GRID = """
 name: tiny
@@ -166,6 +176,29 @@ def test_the_exponent_of_length_is_bootstrapped_over_the_pairs_that_all_lengths_
     assert law is not None
     assert within is not None
     assert within[0] < law.b < within[1]
+
+
+def test_genres_are_rows_of_sts_b_and_of_nothing_else(finished: Path) -> None:
+    tiny = Table.read(finished / "results" / "tiny")
+    assert by_genre(tiny, tiny.find(arm="hybrid", construction="context", split="test")[0]) == {}
+    rows, gold = np.arange(0, 1379, 2), np.linspace(0, 1, 690)
+    scores = np.where(rows < 625, gold, -gold)  # right on captions alone
+    about = {"construction": "context", "carrier": "novels", "eval_length": 64, "split": "test",
+             "pairs": 690, "rows": packed(rows, "<u2"), "gold": packed(gold, "<f2")}  # fmt: skip
+    head = {"what": "run", "pooling": "mean", "seed": 0, "machine": "one"}
+    line = {"what": "test", "train_length": 64, "pearson": 0.5, "ci_low": 0.0, "ci_high": 1.0}
+    native = {**line, "construction": "native", "carrier": None, "eval_length": 0,
+              "arm": NATIVE, "split": "test", "pairs": 1379}  # fmt: skip
+    long = {**line, **about, "arm": "linear", "scores": packed(scores, "<f2")}
+    table = Table(
+        "made",
+        [[{**head, "run": NATIVE, "arm": NATIVE}, native], [{**head, "run": "a"}, long]],
+        {set_key(about): about},
+    )
+    found = by_genre(table, table.find(arm="linear")[0])
+    assert {name: round(value) for name, value in found.items()} == {
+        "captions": 1, "forums": -1, "news": -1
+    }  # fmt: skip
 
 
 def test_the_report_is_one_page_and_the_rows(

@@ -18,8 +18,10 @@ from .measure import reached
 from .page import amount, interval, number, part, render
 from .retrieval import published, table_of
 from .table import (
+    GENRES,
     LINEAR_TIME,
     Table,
+    by_genre,
     flat,
     longest,
     main_test,
@@ -133,6 +135,17 @@ def conclusion(table: Table) -> list[str]:
         f"on texts of up to {most:,} tokens. Its {split} Pearson on sentences in unrelated prose: "
         f"{told}.{base}"
     )
+    mine = {"arm": arm, "pooling": pooling, "train_length": most}
+    far = table.find(eval_length=max(lengths), **mine, **at)[:1]
+    near = table.find(construction="native", split=split, **mine)[:1]
+    genres = [by_genre(table, row) for row in (*far, *near)]
+    if len(genres) == 2 and genres[0]:
+        told = ", ".join(f"{name} {found:.2f} ({genres[1].get(name, float('nan')):.2f})"
+                         for name, found in genres[0].items())  # fmt: skip
+        said.append(
+            "What is lost depends on whether a sentence can be told from its surroundings: by "
+            f"genre at {max(lengths):,} tokens (in brackets the unmodified pairs) {told}."
+        )
     lines = [n for n in lengths if value("linear", n) is not None]
     if lines and arm != "linear":
         gaps = ", ".join(
@@ -189,6 +202,7 @@ def sections(table: Table) -> list[dict[str, Any] | None]:
         cost_part(table),
         law_part(table),
         place_part(table),
+        genre_part(table),
         other_part(table),
         native_part(table),
     ]
@@ -284,6 +298,29 @@ def place_part(table: Table) -> dict[str, Any] | None:
     svg = figures.places(table, "latent", length, **at)
     picture = {"svg": svg, "caption": f"latent pooling, {length:,} tokens"}
     return part("Pearson by the sentence's place", pictures=[picture])
+
+
+def genre_part(table: Table) -> dict[str, Any] | None:
+    """Captions, forums and news: what is lost where a sentence looks like the prose around it."""
+    split = reported_split(table)
+    rows = []
+    for wanted in ({"construction": "native", "split": split}, main_test(table, split)):
+        for row in table.find(train_length=longest(table), **wanted):
+            found = by_genre(table, row)
+            if found:
+                rows.append([f"{row['arm']}, {row['pooling']}, seed {row['seed']}",
+                             f"{row['eval_length'] or 'native'}", f"{row['pearson']:.3f}",
+                             *(number(found.get(name)) for name in GENRES[1379])])  # fmt: skip
+    if not rows:
+        return None
+    head = ["run", "tokens", "all", *GENRES[1379]]
+    return part(
+        "Pearson by genre", tables=[{"caption": f"{split} split", "head": head, "rows": rows}],
+        texts=["STS-B has three genres. A caption between sentences of a novel is told by its "
+               "style; a sentence from a forum, in the first person and about anything, is not: "
+               "nothing in context says which of hundreds of sentences counts. Where captions keep "
+               "what forums lose, it is not the length that loses it."],
+    )  # fmt: skip
 
 
 def other_part(table: Table) -> dict[str, Any] | None:

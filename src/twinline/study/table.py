@@ -20,6 +20,12 @@ from .measure import COSTS, reached
 
 LINEAR_TIME = ("linear", "hybrid", "lightning")
 """Arms that read a whole text in time linear in its length."""
+GENRES = {
+    1500: {"captions": (0, 625), "forums": (625, 1000), "news": (1000, 1500)},
+    1379: {"captions": (0, 625), "forums": (625, 879), "news": (879, 1379)},
+}
+"""Rows of each genre in STS-B's validation and test split, told apart by their pairs (Cer et al.,
+arXiv 1708.00055, table 2; the splits are in this order)."""
 FIELDS = (
     "arm", "pooling", "construction", "carrier", "train_length", "eval_length", "split", "pearson",
     "ci_low", "ci_high", "seed", "pairs", "steps_to_080", "tokens_to_080", "seconds", "machine",
@@ -161,6 +167,23 @@ def by_place(table: Table, row: dict[str, Any], parts: int = 4) -> list[float]:
         chosen = (part == number).all(axis=1)
         enough = chosen.sum() > 20
         made.append(float(np.corrcoef(gold[chosen], scores[chosen])[0, 1]) if enough else np.nan)
+    return made
+
+
+def by_genre(table: Table, row: dict[str, Any]) -> dict[str, float]:
+    """Pearson among the pairs of each genre; nothing where the pairs are not STS-B's.
+
+    Which they are is told by how many pairs the yardstick has scored of the split.
+    """
+    whole = table.find(arm=NATIVE, construction="native", split=row["split"])
+    about = table.sets[set_key(row)]
+    rows, gold = unpacked(about["rows"], "<u2"), unpacked(about["gold"], "<f2")
+    scores = unpacked(row["scores"], "<f2")
+    made = {}
+    for name, (start, end) in GENRES.get(whole[0]["pairs"] if whole else 0, {}).items():
+        chosen = (rows >= start) & (rows < end)
+        if chosen.sum() > 20:
+            made[name] = float(np.corrcoef(gold[chosen], scores[chosen])[0, 1])
     return made
 
 
