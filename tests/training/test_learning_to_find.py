@@ -17,7 +17,7 @@ from twinline.encoder import Encoder
 from twinline.errors import TwinlineError
 from twinline.evaluate import evaluate_retrieval
 from twinline.options import LengthOptions, RetrievalOptions
-from twinline.training.retrieval import best_windows, train_retrieval, window
+from twinline.training.retrieval import best_windows, train_retrieval, window, window_vectors
 
 
 def collection(documents: int = 12, queries: int = 3) -> Retrieval:
@@ -73,7 +73,8 @@ def test_a_student_learns_to_find(arm: str, tiny_bert: Path) -> None:
 def test_a_teachers_ranking_is_learned(tiny_bert: Path) -> None:
     task = collection(6, 2)
     teacher = Encoder(tiny_bert)
-    scores = best_windows(teacher, task, 16)
+    read = window_vectors(teacher, task.documents, 16)
+    scores = best_windows(teacher, task.queries, *read)
     assert scores.shape == (12, 6)
     ids = teacher.tokenize(task.documents)[0][2]
     parts = [[ids[0], *ids[1:-1][i : i + 14], ids[-1]] for i in range(0, len(ids) - 2, 14)]

@@ -152,20 +152,25 @@ def by_document(task: Retrieval) -> dict[int, NDArray[np.int64]]:
 
 
 @torch.inference_mode()
-def best_windows(
-    teacher: Reader, task: Retrieval, size: int, show_progress: bool | None = None
-) -> Scores:
+def window_vectors(
+    teacher: Reader, documents: list[str], size: int, show_progress: bool | None = None
+) -> tuple[Tensor, NDArray[np.int64]]:
+    """Unit vectors of all windows of ``size`` tokens, and where each document's begin."""
+    special = set(teacher.tokenizer.all_special_ids)
+    windows, owner = cut(teacher.tokenize(documents)[0], size, special)
+    vectors = F.normalize(teacher.encode_ids(windows, show_progress_bar=show_progress), dim=-1)
+    return vectors, np.searchsorted(owner.numpy(), np.arange(len(documents)))
+
+
+@torch.inference_mode()
+def best_windows(teacher: Reader, queries: list[str], vectors: Tensor, starts: Any) -> Scores:
     """The score of each query with the best of a document's windows: (queries, documents).
 
-    What a reader of ``size`` tokens can say of a long document; dear to search with, as every
-    window is stored, and therefore worth distilling.
+    What a reader of short texts can say of a long document; dear to search with, as every window is
+    stored, and therefore worth distilling. ``vectors`` and ``starts`` are ``window_vectors``'s.
     """
-    special = set(teacher.tokenizer.all_special_ids)
-    windows, owner = cut(teacher.tokenize(task.documents)[0], size, special)
-    u = F.normalize(teacher.encode_ids(teacher.tokenize(task.queries)[0]), dim=-1)
-    v = F.normalize(teacher.encode_ids(windows, show_progress_bar=show_progress), dim=-1)
-    starts = np.searchsorted(owner.numpy(), np.arange(len(task.documents)))
-    scores = (u @ v.T).cpu().numpy().astype(np.float64)
+    asked = F.normalize(teacher.encode_ids(teacher.tokenize(queries)[0]), dim=-1)
+    scores = (asked @ vectors.T).cpu().numpy().astype(np.float64)
     best: Scores = np.maximum.reduceat(scores, starts, axis=1)
     return best
 
@@ -180,14 +185,17 @@ def rankings(
     whole = Encoder(recipe.teacher or "")
     own = [weights_of(whole.model), recipe.teacher_dtype, str(recipe.teacher_windows)]
     teacher = Encoder(whole.model, whole.tokenizer, dtype=recipe.teacher_dtype)
-    made = []
+    made, read = [], ""
     for task in tasks:
         key = fingerprint([*own, *task.queries, *task.documents])[:12]
         file = work and work.parent / f"teacher-{key}.npy"
         if file and file.is_file():
             made.append(np.load(file))
             continue
-        made.append(best_windows(teacher, task, recipe.teacher_windows, show_progress))
+        if fingerprint(task.documents) != read:  # questions and answers share their documents
+            read = fingerprint(task.documents)
+            windows = window_vectors(teacher, task.documents, recipe.teacher_windows, show_progress)
+        made.append(best_windows(teacher, task.queries, *windows))
         if file:
             with whole_file(file) as into:
                 np.save(into, made[-1])
