@@ -42,10 +42,8 @@ def main() -> None:
         long = builder.pair(row, given.length)
         both = (long.text1, pairs.sentence1[row]), (long.text2, pairs.sentence2[row])
         for (text, sentence), (start, end) in zip(both, long.spans, strict=True):
-            read, alone = (
-                student.read(student.tokenize([text])[0]),
-                twin.read(twin.tokenize([sentence])[0]),
-            )
+            read = student.read(student.tokenize([text])[0])
+            alone = twin.read(twin.tokenize([sentence])[0])
             inside = torch.zeros(1, read.states.shape[1], dtype=torch.bool)
             inside[0, start:end] = True
             told, _ = student.model.pool([read.states], inside)

@@ -150,6 +150,24 @@ def mean_difference(
     return _with_interval(value, np.concatenate(drawn), len(sides[0][0][1]))
 
 
+def resampled_pearsons(
+    predictions: Sequence[ArrayLike], gold: ArrayLike, resamples: int = 2000, seed: int = 0
+) -> NDArray[Any]:
+    """Pearson of several predictions on the same resampled pairs: (predictions, resamples).
+
+    Raises:
+        TwinlineError: as :func:`correlation`.
+    """
+    import numpy as np
+
+    sides = [_checked(one, gold) for one in predictions]
+    drawn = [
+        [_resampled("pearson", made, truth, counts) for made, truth in sides]
+        for counts in _counts(len(sides[0][1]), resamples, seed)
+    ]
+    return np.concatenate([np.array(chunk) for chunk in drawn], axis=1)
+
+
 def clustered_mean(
     values: ArrayLike, clusters: ArrayLike, resamples: int = 2000, seed: int = 0
 ) -> Correlation:

@@ -218,6 +218,10 @@ def test_what_long_training_cannot_use_is_refused(
         distill(student, pairs, options=DistillOptions(alpha=0, attend=0.1))
     with pytest.raises(TwinlineError, match="states=1 needs a twin"):
         distill(student, pairs, options=DistillOptions(alpha=0, states=1))
+    few = torch.zeros(3, 16)
+    with pytest.raises(TwinlineError, match="3 goals do not fit"):
+        distill(student, pairs, options=DistillOptions(alpha=0, match=1), goals=few,
+                twin=Encoder(tiny_bert))  # fmt: skip
     windowed = Encoder(convert(tiny_bert, attention="softmax"), windows=16)
     with pytest.raises(TwinlineError, match="longer than the student's windows"):
         distill(windowed, pairs, options=DistillOptions(alpha=0, epochs=0.1, states=1),

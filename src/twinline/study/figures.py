@@ -147,11 +147,11 @@ def pareto(table: Table, pooling: str, length: int, **wanted: Any) -> str:
     return drawn(paint)
 
 
-COSTS = {"seconds": "seconds a pair", "memory": "MB a text, beside the weights"}
+UNITS = {"seconds": "seconds a pair", "memory": "MB a text, beside the weights"}
 
 
 def costs(table: Table, cost: str, **wanted: Any) -> str:
-    """A cost (``COSTS``) against length."""
+    """A cost (``UNITS``) against length."""
 
     def each(row: dict[str, Any]) -> float:
         return float(row["seconds"] / row["pairs"] if cost == "seconds" else row["memory"] / 1e6)
@@ -168,7 +168,7 @@ def costs(table: Table, cost: str, **wanted: Any) -> str:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlabel("tokens of each text")
-        axes.set_ylabel(COSTS[cost])
+        axes.set_ylabel(UNITS[cost])
         plain_powers(axes)
         legend(axes)
         axes.grid(alpha=0.25, which="both")

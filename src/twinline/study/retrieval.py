@@ -204,14 +204,14 @@ def rows(grid: SearchGrid, folder: Path) -> list[dict[str, Any]]:
     made = []
     for seed, line, machine in lines:
         ranks, about = np.array(line["ranks"]), np.array(line["relevant"])
-        value = clustered_mean(ndcg10(ranks), about)
+        mean = clustered_mean(ndcg10(ranks), about)
         row = {
             "arm": line["arm"],
             **{k: line[k] for k in TASK},
             "seed": seed,
-            "ndcg10": round(value.value, 5),
-            "ci_low": round(value.low, 5),
-            "ci_high": round(value.high, 5),
+            "ndcg10": round(mean.value, 5),
+            "ci_low": round(mean.low, 5),
+            "ci_high": round(mean.high, 5),
             "recall1": round(float((ranks == 1).mean()), 5),
             "mrr": round(float((1 / ranks).mean()), 5),
         }

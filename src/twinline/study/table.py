@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import TwinlineError
 from ..files import read_lines
-from ..statistics import Correlation, mean_difference
+from ..statistics import Correlation, mean_difference, resampled_pearsons
 from .grid import NATIVE
 from .measure import COSTS, reached
 
@@ -26,6 +26,8 @@ GENRES = {
 }
 """Rows of each genre in STS-B's validation and test split, told apart by their pairs (Cer et al.,
 arXiv 1708.00055, table 2; the splits are in this order)."""
+FEWEST = 20
+"""Pairs below which a part of a test says nothing."""
 FIELDS = (
     "arm", "pooling", "construction", "carrier", "train_length", "eval_length", "split", "pearson",
     "ci_low", "ci_high", "seed", "pairs", "steps_to_080", "tokens_to_080", "seconds", "machine",
@@ -156,18 +158,36 @@ def flat(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: row.get(name) for name in FIELDS} for row in rows]
 
 
+@dataclass(frozen=True)
+class Scored:
+    """The pairs of one row: their place in the split, gold and score, each (pairs,)."""
+
+    rows: NDArray[np.float64]
+    gold: NDArray[np.float64]
+    scores: NDArray[np.float64]
+
+    def pearson(self, chosen: NDArray[np.bool_], least: int = 3) -> float:
+        """Among the chosen pairs; nan if they are fewer than ``least``."""
+        if chosen.sum() < least:
+            return float("nan")
+        return float(np.corrcoef(self.gold[chosen], self.scores[chosen])[0, 1])
+
+
+def scored(table: Table, row: dict[str, Any]) -> Scored:
+    about = table.sets[set_key(row)]
+    return Scored(
+        unpacked(about["rows"], "<u2"),
+        unpacked(about["gold"], "<f2"),
+        unpacked(row["scores"], "<f2"),
+    )
+
+
 def by_place(table: Table, row: dict[str, Any], parts: int = 4) -> list[float]:
     """Pearson among the pairs both whose sentences stand in the same part; nan below 20 pairs."""
-    about = table.sets[set_key(row)]
-    gold, scores = unpacked(about["gold"], "<f2"), unpacked(row["scores"], "<f2")
-    places = unpacked(about["places"], "u1").reshape(-1, 2) / 256
+    places = unpacked(table.sets[set_key(row)]["places"], "u1").reshape(-1, 2) / 256
     part = (places * parts).astype(int)  # of each side
-    made = []
-    for number in range(parts):
-        chosen = (part == number).all(axis=1)
-        enough = chosen.sum() > 20
-        made.append(float(np.corrcoef(gold[chosen], scores[chosen])[0, 1]) if enough else np.nan)
-    return made
+    made = scored(table, row)
+    return [made.pearson((part == number).all(axis=1), FEWEST) for number in range(parts)]
 
 
 def by_genre(table: Table, row: dict[str, Any]) -> dict[str, float]:
@@ -176,15 +196,11 @@ def by_genre(table: Table, row: dict[str, Any]) -> dict[str, float]:
     Which they are is told by how many pairs the yardstick has scored of the split.
     """
     whole = table.find(arm=NATIVE, construction="native", split=row["split"])
-    about = table.sets[set_key(row)]
-    rows, gold = unpacked(about["rows"], "<u2"), unpacked(about["gold"], "<f2")
-    scores = unpacked(row["scores"], "<f2")
-    made = {}
-    for name, (start, end) in GENRES.get(whole[0]["pairs"] if whole else 0, {}).items():
-        chosen = (rows >= start) & (rows < end)
-        if chosen.sum() > 20:
-            made[name] = float(np.corrcoef(gold[chosen], scores[chosen])[0, 1])
-    return made
+    made = scored(table, row)
+    return {
+        name: made.pearson((made.rows >= start) & (made.rows < end), FEWEST)
+        for name, (start, end) in GENRES.get(whole[0]["pairs"] if whole else 0, {}).items()
+    }
 
 
 def unseen(table: Table, row: dict[str, Any]) -> float | None:
@@ -193,52 +209,37 @@ def unseen(table: Table, row: dict[str, Any]) -> float | None:
         (s for s in table.sets.values()
          if s["construction"] == "native" and s["split"] == row["split"]), None,
     )  # fmt: skip
-    about = table.sets[set_key(row)]
     if native is None:
         return None
     shared = dict(
         zip(unpacked(native["rows"], "<u2"), unpacked(native["shared"], "u1"), strict=True)
     )
-    rows = unpacked(about["rows"], "<u2")
-    if any(r not in shared for r in rows):
+    made = scored(table, row)
+    if any(r not in shared for r in made.rows):
         return None
-    chosen = np.array([not shared[r] for r in rows])
-    gold, scores = unpacked(about["gold"], "<f2"), unpacked(row["scores"], "<f2")
-    return float(np.corrcoef(gold[chosen], scores[chosen])[0, 1])
+    return made.pearson(np.array([not shared[r] for r in made.rows]))
 
 
-def slope_interval(
-    table: Table, rows: list[dict[str, Any]], resamples: int = 1000
-) -> tuple[float, float] | None:
+def slope_interval(table: Table, rows: list[dict[str, Any]]) -> tuple[float, float] | None:
     """95 % interval of the exponent of ``measure.power_law``, bootstrapped over pairs.
 
     The ``rows`` are looked at on the same resampled pairs, of those that all have scored; None
     if that is fewer than 20.
     """
-    found = []
-    for row in rows:
-        about = table.sets[set_key(row)]
-        columns = (about["rows"], "<u2"), (about["gold"], "<f2"), (row["scores"], "<f2")
-        found.append(dict(zip(("rows", "gold", "scores"), (unpacked(*c) for c in columns),
-                              strict=True)))  # fmt: skip
-    common = found[0]["rows"]
-    for one in found[1:]:
-        common = np.intersect1d(common, one["rows"])
-    if len(common) < 20:
+    every = [scored(table, row) for row in rows]
+    common = every[0].rows
+    for one in every[1:]:
+        common = np.intersect1d(common, one.rows)
+    if len(common) < FEWEST:
         return None
-    drawn = np.random.default_rng(0).integers(len(common), size=(resamples, len(common)))
-    lost = []
-    for one in found:
-        order = np.argsort(one["rows"])
-        at = order[np.searchsorted(one["rows"][order], common)]
-        x, y = one["gold"][at][drawn], one["scores"][at][drawn]  # (resamples, pairs)
-        x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
-        r = (x * y).sum(1) / np.sqrt((x * x).sum(1) * (y * y).sum(1)).clip(1e-12)
-        lost.append(np.log((1 - r).clip(1e-6)))
+    kept = [np.isin(one.rows, common) for one in every]  # rows stand in order
+    drawn = resampled_pearsons(
+        [one.scores[at] for one, at in zip(every, kept, strict=True)], every[0].gold[kept[0]]
+    )
     lengths = np.log([row["eval_length"] for row in rows])
     off = lengths - lengths.mean()
-    slopes = off @ np.array(lost) / (off @ off)
-    low, high = np.percentile(slopes, (2.5, 97.5))
+    slopes = off @ np.log((1 - drawn).clip(1e-6)) / (off @ off)
+    low, high = np.nanpercentile(slopes, (2.5, 97.5))
     return float(low), float(high)
 
 
@@ -246,13 +247,12 @@ def native_of_same(table: Table, row: dict[str, Any]) -> float | None:
     """Pearson of the same weights on the unmodified pairs that ``row`` was made from; None if they
     have not been scored."""
     same = {k: row[k] for k in ("arm", "pooling", "seed", "train_length", "split")}
-    rows = unpacked(table.sets[set_key(row)]["rows"], "<u2")
+    rows = scored(table, row).rows
     for native in table.find(construction="native", **same):
-        about = table.sets[set_key(native)]
-        at = np.isin(unpacked(about["rows"], "<u2"), rows)
+        made = scored(table, native)
+        at = np.isin(made.rows, rows)
         if at.sum() == len(rows):
-            gold, scores = unpacked(about["gold"], "<f2"), unpacked(native["scores"], "<f2")
-            return float(np.corrcoef(gold[at], scores[at])[0, 1])
+            return made.pearson(at)
     return None
 
 

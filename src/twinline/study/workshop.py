@@ -104,7 +104,7 @@ class Workshop:
     def start(self, plan: RunPlan) -> tuple[Encoder, dict[str, float]]:
         """The softmax student with the arm's attention, after transfer, and what both cost.
 
-        A pair costs a tenth at its own length of what it does at 128 tokens: what a pair means is
+        A pair is far shorter at its own length than in the first stage: what a pair means is
         learned there, by one student for all arms.
         """
         grid = self.grid

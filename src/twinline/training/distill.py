@@ -79,8 +79,8 @@ def distill(
         teacher_scores: (pairs,) on the unit scale; needed unless ``alpha`` is 0.
         extra: pairs whose ``score`` is the teacher's, not a label: only α's part counts for them.
         twin: a softmax twin whose vectors ``match`` draws the student's to.
-        goals: those vectors, of ``pairs``' first texts and then their second ones (without
-            ``extra``), as ``twin_vectors`` makes them, where several runs share them.
+        goals: those vectors as ``twin_vectors`` makes them of all first texts and then all second
+            ones (``extra``'s behind ``pairs``'), where several runs share them.
         validation: Pearson on it is logged and, evaluated by step, chooses the best weights.
         longer: reads each step's pairs as long ones (made from ``pairs`` and then ``extra``).
         folder: checkpoints and ``metrics.jsonl``; a run found there goes on.
@@ -152,8 +152,7 @@ def distill(
         spans, lent = held.get("spans"), None
         if spans is not None and "reads" in held:
             lent = Lent(prose(held["ids"], spans), held["reads"])
-        gains: list[Tensor] = []
-        with gains_heard(student, gains if options.gather and spans is not None else None):
+        with gains_heard(student, bool(options.gather) and spans is not None) as gains:
             reading, scores = module(held["ids"], held["first"], held["second"], lent)
         scores = scores.float()
         task = held["weight"] * (scores - held["label"]).square()
@@ -225,15 +224,20 @@ def words_frozen(student: Encoder, freeze: bool) -> Iterator[None]:
 
 
 @contextmanager
-def gains_heard(student: Encoder, into: list[Tensor] | None) -> Iterator[None]:
-    """Inside the block, the log-gains of the upper layers' keys are put into ``into``, if given."""
-    layers = list(student.model.each_layer())
-    maps: list[Any] = [getattr(one.attention, "k_map", None) for one in layers[len(layers) // 2 :]]
-    heard = [one for one in maps if hasattr(one, "report")] if into is not None else []
+def gains_heard(student: Encoder, hear: bool) -> Iterator[list[Tensor]]:
+    """Inside the block, if ``hear``, the log-gains of the upper layers' keys come into the list.
+
+    Of the kinds whose gains weigh a global sum: ``lightning``'s decays, whatever a key's gain.
+    """
+    gains: list[Tensor] = []
+    layers: list[Any] = list(student.model.each_layer()) if hear else []
+    upper = [one.attention for one in layers[len(layers) // 2 :]]
+    maps = [one.k_map for one in upper if getattr(one, "reads_lent", False)]
+    heard = [one for one in maps if hasattr(one, "report")]
     for one in heard:
-        one.report = into.append if into is not None else None
+        one.report = gains.append
     try:
-        yield
+        yield gains
     finally:
         for one in heard:
             one.report = None
