@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import HybridAttention
+from .attention.blocks import parts
 from .attention.linear import linear_attention
 from .attention.softmax import softmax_attention
 from .batching import ShuffledBatches, load_tokenizer, pad, token_ids
@@ -27,6 +28,7 @@ from .files import fingerprint
 from .loop import Batch, Run, train
 from .model import TwinlineConfig, TwinlineModel
 from .options import LoopOptions, ModelOptions, TransferOptions
+from .sentences import sentence_roles, sentence_starts
 from .sources import find_model, read_config, read_json
 
 
@@ -172,6 +174,7 @@ def convert(name_or_path: str | Path, attention: str = "linear", **options: Any)
                 name = f"{theirs}{getattr(names, ours)}.{part}"
                 state[f"layers.{i}.{ours}.{part}"] = take(name)
     load_state(model, state, folder)
+    tell_sentences(model, folder)
     model.train(False)
     return model
 
@@ -196,8 +199,16 @@ def reconvert(folder: Path, attention: str, options: dict[str, Any]) -> Twinline
         if name in ours and ours[name].shape == tensor.shape
     }
     load_state(model, state, folder)
+    tell_sentences(model, folder)
     model.train(False)
     return model
+
+
+def tell_sentences(model: TwinlineModel, folder: Path) -> None:
+    """Give a model that keeps sentences apart its tokenizer's punctuation."""
+    if model.roles is not None:
+        made = sentence_roles(load_tokenizer(folder))
+        model.roles[: len(made)] = made[: len(model.roles)]
 
 
 def load_model(folder: Path) -> TwinlineModel:
@@ -239,7 +250,7 @@ def load_state(model: TwinlineModel, state: dict[str, Tensor], folder: Path) -> 
         raise TwinlineError(
             f"The checkpoint {folder} does not fit its configuration: {reason}"
         ) from error
-    new = re.compile(r"layers\.\d+\.(attention|local)\.|pool\.")
+    new = re.compile(r"layers\.\d+\.(attention|local)\.|pool\.|roles$")
     lacking = [name for name in missing if not new.match(name)]
     if lacking or unexpected:
         raise TwinlineError(
@@ -430,6 +441,7 @@ def transfer_loss(
     weights = real[:, :, None].to(torch.float32)  # (b, n, 1)
     losses = []
     count = real.sum(dim=1)
+    starts = None if model.roles is None else sentence_starts(ids, real, model.roles)
     with torch.no_grad():
         x = model.embeddings(ids, real, None)
     for layer in model.each_layer():
@@ -441,13 +453,14 @@ def transfer_loss(
             scale = (target.square() * weights).sum()
         attention = layer.attention
         if not isinstance(attention, HybridAttention):
-            mixed = attention(q, k, v, mask, *layer.given(None, count))
+            mixed = attention(q, k, v, mask, *layer.given(None, count, starts))
         elif alone:
             mixed = linear_attention(attention.q_map(q), attention.k_map(k, count), v, mask)
         else:
-            mixed, log_odds = attention.attend(q, k, v, mask, block, count=count)
+            mixed, log_odds = attention.attend(q, k, v, mask, block, count=count, starts=starts)
             with torch.no_grad():
-                wanted, some = outside(q, k, real, block, model.config.neighbours)
+                number = blocks_of(starts, real, block)
+                wanted, some = outside(q, k, real, number, model.config.neighbours)
             error = torch.where(some, log_odds - wanted, 0.0).square()  # (b, h, n)
             losses.append(mass * error.sum() / some.expand_as(error).sum().clamp_min(1))
         made = layer.project(mixed, layer.beside(source, mask, v))
@@ -457,17 +470,23 @@ def transfer_loss(
     return torch.stack(losses).sum() / len(model.layers)
 
 
+def blocks_of(starts: Tensor | None, real: Tensor, block: int) -> Tensor:
+    """The block in which each token stands, (batch, length), of texts padded on the right."""
+    if starts is None:
+        return (torch.arange(real.shape[1], device=real.device) // block).expand_as(real)
+    return parts(starts, real, block)[0]
+
+
 def outside(
-    q: Tensor, k: Tensor, real: Tensor, block: int, neighbours: int
+    q: Tensor, k: Tensor, real: Tensor, number: Tensor, neighbours: int
 ) -> tuple[Tensor, Tensor]:
     """Softmax's log-odds of attending outside the near blocks, and where there is an outside.
 
     Both (batch, heads or 1, length), from ``q, k`` (batch, heads, length, head_dim) of texts padded
-    on the right.
+    on the right, each token in block ``number`` (batch, length).
     """
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (b, h, n, n)
-    number = torch.arange(q.shape[2], device=q.device) // block
-    near = ((number[:, None] - number).abs() <= neighbours)[None, None]  # (1, 1, n, n)
+    near = ((number[:, :, None] - number[:, None]).abs() <= neighbours)[:, None]  # (b, 1, n, n)
     key = real[:, None, None, :]
     low = torch.finfo(scores.dtype).min
     log_near = scores.masked_fill(~(near & key), low).logsumexp(-1)

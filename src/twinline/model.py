@@ -25,6 +25,7 @@ from .errors import TwinlineError
 from .local import Local
 from .options import AttentionOptions, ModelOptions, at_least, share
 from .pooling import POOLINGS
+from .sentences import sentence_starts
 
 POSITION_RULES = ("tiled", "interpolated")
 PIECE = 2048
@@ -267,9 +268,11 @@ class Layer(nn.Module):
         b, n, _ = projected.shape
         return projected.view(b, n, parts, self.heads, -1).permute(2, 0, 3, 1, 4)
 
-    def given(self, lent: Lent | None, count: Tensor | None) -> tuple[Any, ...]:
+    def given(
+        self, lent: Lent | None, count: Tensor | None, starts: Tensor | None
+    ) -> tuple[Any, ...]:
         """What the attention takes behind q, k, v and mask: see ``attention``."""
-        return (lent, count) if getattr(self.attention, "reads_lent", False) else ()
+        return (lent, count, starts) if getattr(self.attention, "reads_lent", False) else ()
 
     def project(self, mixed: Tensor, beside: Tensor | None = None) -> Tensor:
         """Heads joined and projected: (b, h, n, d) to (b, n, hidden)."""
@@ -290,11 +293,12 @@ class Layer(nn.Module):
         mask: Tensor | None,
         lent: Lent | None = None,
         count: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
         """The layer at once: (b, n, hidden) to (b, n, hidden)."""
         source = self.source(x, mask)
         q, k, v = self.split(source, count)
-        mixed = self.attention(q, k, v, mask, *self.given(lent, count))
+        mixed = self.attention(q, k, v, mask, *self.given(lent, count, starts))
         return self.after_attention(x, self.project(mixed, self.beside(source, mask, v)))
 
     def forward(
@@ -304,28 +308,36 @@ class Layer(nn.Module):
         overwrite: bool = False,
         lent: Lent | None = None,
         count: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
         """``overwrite`` lets the result take x's memory, where no gradient is asked for.
 
-        ``count`` (b,) is how many tokens each text reads, lent ones too.
+        ``count`` (b,) is how many tokens each text reads, lent ones too; ``starts`` (b, n) where
+        its sentences begin, if they are kept apart.
         """
         b, n, _ = x.shape
         if torch.is_grad_enabled() or b * n <= PIECE or lent is not None:
-            return self.whole(x, mask, lent, count)
+            return self.whole(x, mask, lent, count, starts)
         out = x if overwrite else torch.empty_like(x)
         rows = max(1, PIECE // n)
         for start in range(0, b, rows):
             part = slice(start, start + rows)
             real = None if mask is None else mask[part]
             counted = None if count is None else count[part]
+            begun = None if starts is None else starts[part]
             if n <= PIECE:
-                out[part] = self.whole(x[part], real, None, counted)
+                out[part] = self.whole(x[part], real, None, counted, begun)
             else:
-                self.by_pieces(x[part], real, out[part], counted)
+                self.by_pieces(x[part], real, out[part], counted, begun)
         return out
 
     def by_pieces(
-        self, x: Tensor, mask: Tensor | None, out: Tensor, count: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        out: Tensor,
+        count: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> None:
         """``whole`` for a long text, x to ``out`` (1, n, hidden), which may be the same memory.
 
@@ -337,22 +349,27 @@ class Layer(nn.Module):
         if mask is not None and real_first(mask) is not None:
             multiple = None  # padding before or between tokens: pieces would not be blocks
         piece = PIECE if multiple is None else multiple * max(1, PIECE // multiple)
-        masks = [None] * -(-x.shape[1] // piece) if mask is None else mask.split(piece, dim=1)
+        many = -(-x.shape[1] // piece)
+        masks = [None] * many if mask is None else mask.split(piece, dim=1)
+        begun = [None] * many if starts is None else starts.split(piece, dim=1)
         source = self.source(x, mask)
         sources = source.split(piece, dim=1)
         parts = list(zip(x.split(piece, dim=1), out.split(piece, dim=1), masks, strict=True))
         beside = self.beside(source, mask)
         asides = [None] * len(parts) if beside is None else beside.split(piece, dim=1)
         if multiple is None:
-            given = self.given(None, count)
+            given = self.given(None, count, starts)
             mixed = attention(*self.split(source, count), mask, *given).split(piece, dim=2)
             for (part, made, _), whole, aside in zip(parts, mixed, asides, strict=True):
                 made.copy_(self.after_attention(part, self.project(whole, aside)))
             return
         keep = attention.reads_keys and x.shape[1] <= KEPT
         kept = [self.split(read, count) for read in sources] if keep else []
+        told = [self.given(None, count, start)[1:] for start in begun]
         states = [
-            attention.collect(*(kept[i][1:] if keep else self.keys(sources[i], count)), real, count)
+            attention.collect(
+                *(kept[i][1:] if keep else self.keys(sources[i], count)), real, *told[i]
+            )
             for i, (_, _, real) in enumerate(parts)
         ]
         for i, ((part, made, real), state) in enumerate(
@@ -360,9 +377,9 @@ class Layer(nn.Module):
         ):
             if attention.reads_keys:
                 q, *kv = kept[i] if keep else self.split(sources[i], count)
-                mixed = attention.read(q, tuple(kv), real, state)
+                mixed = attention.read(q, tuple(kv), real, state, *told[i])
             else:
-                mixed = attention.read(self.queries(sources[i]), None, real, state)
+                mixed = attention.read(self.queries(sources[i]), None, real, state, *told[i])
             made.copy_(self.after_attention(part, self.project(mixed, asides[i])))
 
 
@@ -384,6 +401,9 @@ class TwinlineModel(PreTrainedModel):
         layers = [Layer(config, i) for i in range(config.num_hidden_layers)]
         self.layers = nn.ModuleList(layers)
         self.pool = POOLINGS[config.pooling].make(config.hidden_size, config.num_attention_heads)
+        self.roles: Tensor | None  # what each token may be for a sentence's end, from ``convert``
+        known = torch.zeros(config.vocab_size, dtype=torch.uint8) if config.sentences else None
+        self.register_buffer("roles", known)
         self.post_init()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
@@ -464,10 +484,14 @@ class TwinlineModel(PreTrainedModel):
         count = real.sum(dim=1)
         if lent is not None:
             count = count + lent.gathered(lent.tokens.sum(dim=1).to(x.dtype))
+        starts = None
+        if self.roles is not None:
+            starts = sentence_starts(input_ids, real, self.roles)
+            starts = starts | (real & (real.long().cumsum(dim=1) % PIECE == 1))  # as by pieces
         states = [x]
         keep = output_hidden_states or POOLINGS[self.config.pooling].layers > 1
         for layer in self.each_layer():
-            x = layer(x, mask, overwrite=not keep, lent=lent, count=count)
+            x = layer(x, mask, overwrite=not keep, lent=lent, count=count, starts=starts)
             states = [*states, x] if keep else [x]
         pooled = states if lent is None else [state.flatten(0, 1) for state in states]
         vector, weights = self.pool(pooled, real if lent is None else lent.mask(real))

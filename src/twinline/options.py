@@ -45,8 +45,13 @@ class AttentionOptions:
     sharpen: bool = False
     """gated: let the gains of keys grow with the logarithm of the text's length, as is learned;
     hybrid: let far keys weigh the less, likewise."""
+    sentences: bool = False
+    """linear and hybrid: keep sentences apart. A token's own sentence, or block_size tokens of a
+    longer one, is read by itself, by softmax in hybrid; the rest of the text weighs what is
+    learned."""
     block_size: int = 128
-    """hybrid: tokens in a softmax block. lightning: tokens in a tile (speed only)."""
+    """hybrid: tokens in a softmax block. With sentences: most tokens in one. lightning: tokens in a
+    tile (speed only)."""
     neighbours: int = 0
     """hybrid: how many blocks on each side are read by softmax too."""
     decay: float = 0.02
@@ -61,6 +66,10 @@ class AttentionOptions:
         at_least(self, 0, "neighbours", "decay")
         if self.feature_dim is not None:
             at_least(self, 1, "feature_dim")
+        if self.sentences and self.neighbours:
+            raise TwinlineError(
+                f"neighbours={self.neighbours} does not go with sentences, whose blocks are apart."
+            )
         if self.normalisation not in ("denominator", "rms"):
             raise TwinlineError(
                 f"normalisation must be denominator or rms, not {self.normalisation!r}."

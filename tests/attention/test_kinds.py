@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from twinline.attention import ATTENTION, FEATURE_MAPS, AttentionSpec, HybridAttention, reference
+from twinline.attention.blocks import others
 from twinline.attention.folded import FoldedAttention, can_fold
-from twinline.attention.hybrid import others
 from twinline.attention.spec import real_first
 
 KINDS = {

@@ -14,8 +14,9 @@ many tokens: ``collect(k, v, mask)`` for every piece, ``join`` over what came ou
 ``read(q, (k, v), mask, joined[i])`` for piece i; ``(k, v)`` may be None unless ``reads_keys``.
 
 A kind that sums over tokens wherever they stand has ``reads_lent``: its module takes a ``Lent`` as
-fifth argument, with which the texts of a batch read one another's prose (training alone), and as
-sixth how many tokens each text reads, (batch,); so does its ``collect``, as fourth.
+fifth argument, with which the texts of a batch read one another's prose (training alone), then how
+many tokens each text reads, (batch,), and where its sentences begin, (batch, length), if they are
+kept apart. Its ``collect`` and ``read`` take the last two too.
 """
 
 from torch import nn

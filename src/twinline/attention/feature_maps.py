@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .spec import AttentionSpec
+from .spec import AttentionSpec, longer
 
 LOG_GAIN_BOUND = 8.0
 """Log of the largest gain of a key: ``exp(±8)`` spans seven decades and is safe in bfloat16."""
@@ -156,7 +156,7 @@ def sharpened(log_gain: Tensor, sharpness: Tensor | None, count: Tensor | None) 
     bounded = LOG_GAIN_BOUND * torch.tanh(log_gain / LOG_GAIN_BOUND)
     if sharpness is None or count is None:
         return bounded
-    more = torch.log(count.to(log_gain.dtype) / USUAL).clamp_min(0.0)[:, None, None, None]
+    more = longer(count, USUAL, log_gain.dtype)
     return (bounded * (1 + sharpness.to(log_gain.dtype) * more)).clamp(-MOST, MOST)
 
 

@@ -22,7 +22,9 @@ BOUND = 30.0
 
 
 def can_fold(attention: nn.Module) -> bool:
-    return isinstance(attention, LinearAttention) and isinstance(attention.q_map, Gated)
+    """Not where sentences are kept apart: what is folded is one sum over the whole text."""
+    whole = isinstance(attention, LinearAttention) and attention.log_weight is None
+    return whole and isinstance(attention.q_map, Gated)
 
 
 class FoldedAttention(nn.Module):

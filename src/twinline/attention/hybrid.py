@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .blocks import Layout, block_states, in_blocks, others, others_of_pieces
 from .feature_maps import FEATURE_MAPS
-from .linear import linear_state
-from .spec import AttentionSpec, Lent, in_fp32, masked, real_first, reorder
+from .linear import linear_state, summed
+from .spec import USUAL, AttentionSpec, Lent, in_fp32, longer, masked, real_first, reorder
 
-USUAL = 512
-"""Tokens up to which the far branch weighs what transfer taught it."""
 LEAST_MASS = 1e-30
 """Far mass below it counts as none: its logarithm's gradient would overflow."""
 
@@ -30,6 +29,7 @@ def hybrid_attention(
     block: int = 128,
     neighbours: int = 0,
     lent: Lent | None = None,
+    layout: Layout | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Exact softmax over the own block (and ``neighbours`` on each side), linear over all others.
 
@@ -45,12 +45,21 @@ def hybrid_attention(
         log_weight: (batch, heads, length, 1).
         mask: (batch, length), True where a token is real.
         lent: what others lend is far to all of a text's blocks.
+        layout: keeps sentences apart: near is the own sentence, and the far branch reads the whole
+            text, the own sentence too; in a text of one sentence it reads nothing.
     Returns: the output (batch, heads, length, head_dim), and the log-odds (batch, heads, length) of
         the far tokens' share of the denominator; ``-inf`` never, very negative where none is far.
     """
     borrowed = None
     if lent is not None and k_features is not None:
-        borrowed = lent.gathered(linear_state(masked(k_features, lent.tokens), v))[:, :, None]
+        borrowed = lent.gathered(linear_state(masked(k_features, lent.tokens), v))
+    if layout is not None:
+        state = None
+        if k_features is not None:
+            state = linear_state(masked(k_features, mask), v)
+            state = state * layout.several[:, None, None, None].to(state.dtype)
+            state = state if borrowed is None else state + borrowed
+        return read_sentences(q, k, v, q_features, log_weight, state, layout)
     order = None if mask is None else real_first(mask)
     if order is not None and mask is not None:
         q, k, v, log_weight = (reorder(x, order[0]) for x in (q, k, v, log_weight))
@@ -60,31 +69,41 @@ def hybrid_attention(
     far = None
     if k_features is not None and has_far(v.shape[2], block, neighbours):
         far = others(block_states(k_features, v, mask, block), neighbours)
-        far = far if borrowed is None else far + borrowed
+        far = far if borrowed is None else far + borrowed[:, :, None]
     elif borrowed is not None:
-        far = borrowed.expand(-1, -1, -(-v.shape[2] // block), -1, -1)
+        far = borrowed[:, :, None].expand(-1, -1, -(-v.shape[2] // block), -1, -1)
     out, log_odds = read_blocks(q, k, v, q_features, log_weight, mask, far, block, neighbours)
     if order is not None:
         out, log_odds = reorder(out, order[1]), reorder(log_odds, order[1])
     return out, log_odds.squeeze(-1)
 
 
+def read_sentences(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_features: Tensor | None,
+    log_weight: Tensor,
+    state: Tensor | None,
+    layout: Layout,
+) -> tuple[Tensor, Tensor]:
+    """Own sentences by softmax joined with ``state``, that of the whole text.
+
+    Arguments and what is returned as ``hybrid_attention``.
+    """
+    far = None
+    if state is not None and q_features is not None:
+        far, q_features = state[:, :, None], layout.lay(q_features)
+    q, k, v, log_weight = (layout.lay(x) for x in (q, k, v, log_weight))
+    out, log_odds = read_blocks(
+        q, k, v, q_features, log_weight, layout.mask, far, layout.block, 0, layout.same
+    )
+    return layout.back(out), layout.back(log_odds).squeeze(-1)
+
+
 def has_far(length: int, block: int, neighbours: int) -> bool:
     """Whether a text of ``length`` has tokens outside the near blocks of some token."""
     return -(-length // block) > neighbours + 1
-
-
-def in_blocks(x: Tensor, block: int) -> Tensor:
-    """(batch, heads, length, width) to (batch, heads, blocks, block, width), zeros at the end."""
-    batch, heads, length, width = x.shape
-    pad = -length % block
-    x = F.pad(x, (0, 0, 0, pad)) if pad else x
-    return x.reshape(batch, heads, -1, block, width)
-
-
-def block_states(k_features: Tensor, v: Tensor, mask: Tensor | None, block: int) -> Tensor:
-    """Each block's ``Σ φ(k_j) [v_j, 1]``: (batch, heads, blocks, features, head_dim + 1), wide."""
-    return linear_state(in_blocks(masked(k_features, mask), block), in_blocks(v, block))
 
 
 def read_blocks(
@@ -97,11 +116,13 @@ def read_blocks(
     far: Tensor | None,
     block: int,
     neighbours: int,
+    near: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Near tokens by softmax joined with ``far``, the sum of the states of each block's far ones.
 
-    Arguments as ``hybrid_attention``, real tokens first. Returns: the output, and the log-odds
-    (batch, heads, length, 1).
+    Arguments as ``hybrid_attention``, real tokens first; ``near`` (batch, 1, blocks, block, block)
+    is True where a token of a block is near to another, if not all are. Returns: the output, and
+    the log-odds (batch, heads, length, 1).
     """
     batch, heads, length, width = v.shape
     wide = torch.promote_types(v.dtype, torch.float32)
@@ -119,8 +140,7 @@ def read_blocks(
         shifted = [x[..., n : n + blocks, :, :] for n in range(2 * neighbours + 1)]
         return torch.cat(shifted, dim=-2)
 
-    near = None
-    if mask is not None or neighbours:
+    if near is None and (mask is not None or neighbours):
         real = q.new_ones(batch, length, dtype=torch.bool) if mask is None else mask
         seen = window(in_blocks(real[:, None, :, None].to(v.dtype), block))
         near = seen.transpose(-1, -2) > 0  # (batch, 1, blocks, 1, near)
@@ -148,25 +168,25 @@ def near_softmax(q: Tensor, k: Tensor, v: Tensor, near: Tensor | None) -> tuple[
 
     Args:
         q: (batch, heads, blocks, block, head_dim); k, v with ``near`` tokens in a block.
-        near: (batch, 1, blocks, 1, near), False where a key is not real; None: all are.
-    Returns: the output like q, zero where no key is real; the log-sum-exp (..., block, 1), wide.
+        near: (batch, 1, blocks, 1 or block, near), False where a key is not near; None: all are.
+    Returns: the output like q, zero where no key is near; the log-sum-exp (..., block, 1), wide.
     """
     wide = torch.promote_types(v.dtype, torch.float32)
     # The lowest finite number: a query with no near key gets a mean, not NaN, and is zeroed.
     least = torch.finfo(wide).min
     if not torch.is_grad_enabled() and q.device.type == "cpu" and wide == torch.float32:
         # PyTorch's flash kernel for processors returns the log-sum-exp, without a gradient.
-        batch, heads, blocks = q.shape[:3]
+        batch, blocks = q.shape[0], q.shape[2]
         added = None
-        if near is not None:
+        if near is not None:  # the same for all heads
             added = torch.zeros_like(near, dtype=q.dtype).masked_fill(~near, least)
-            added = added.expand(batch, heads, *near.shape[2:]).flatten(1, 2)
-        flat = (x.flatten(1, 2) for x in (q, k, v))
+            added = added.transpose(1, 2).flatten(0, 1)
+        flat = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
         out, log_near = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             *flat, attn_mask=added
         )
-        out = out.unflatten(1, (heads, blocks))
-        log_near = log_near.to(wide).unflatten(1, (heads, blocks)).unsqueeze(-1)
+        out = out.unflatten(0, (batch, blocks)).transpose(1, 2)
+        log_near = log_near.to(wide).unflatten(0, (batch, blocks)).transpose(1, 2).unsqueeze(-1)
     else:
         scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).to(wide)
         if near is not None:
@@ -176,16 +196,6 @@ def near_softmax(q: Tensor, k: Tensor, v: Tensor, near: Tensor | None) -> tuple[
     if near is not None:
         out = out * near.any(dim=-1, keepdim=True).to(v.dtype)
     return out, log_near
-
-
-def others(states: Tensor, neighbours: int) -> Tensor:
-    """For each block the sum of ``states`` (batch, heads, blocks, ...) over blocks not near it."""
-    blocks, gap = states.shape[2], neighbours + 1
-    before, after = torch.cumsum(states, dim=2), torch.cumsum(states.flip(2), dim=2).flip(2)
-    shift = (0, 0, 0, 0)
-    return F.pad(before[:, :, : blocks - gap], (*shift, gap, 0)) + F.pad(
-        after[:, :, gap:], (*shift, 0, gap)
-    )
 
 
 class HybridAttention(nn.Module):
@@ -203,7 +213,7 @@ class HybridAttention(nn.Module):
         self.far = True
         self.report: Callable[[Tensor, Tensor | None], None] | None = None
         # With neighbours a block's window reaches into the next piece.
-        self.piece = None if spec.neighbours else spec.block_size
+        self.piece = None if spec.neighbours else 1 if spec.sentences else spec.block_size
         self.q_map = FEATURE_MAPS[spec.feature_map](spec, "query")
         self.k_map = FEATURE_MAPS[spec.feature_map](spec, "key")
         # log w = a_h + b_h·q: what the branches weigh against each other is not free, as a map's
@@ -233,8 +243,7 @@ class HybridAttention(nn.Module):
         features: Tensor = self.k_map(k, count)
         if self.dilution is None or count is None:
             return features
-        more = torch.log(count.to(k.dtype) / USUAL).clamp_min(0.0)[:, None, None, None]
-        return features * torch.exp(-self.dilution.to(k.dtype) * more)
+        return features * torch.exp(-self.dilution.to(k.dtype) * longer(count, USUAL, k.dtype))
 
     def weight(self, q: Tensor) -> Tensor:
         """The log-weight of the linear branch, by query: (batch, heads, length, 1)."""
@@ -246,18 +255,22 @@ class HybridAttention(nn.Module):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
         block: int | None = None, lent: Lent | None = None, count: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The output and the far tokens' log-odds: see ``hybrid_attention``.
 
         ``block`` overrides the block size: transfer mixes several.
         """
         block, neighbours = block or self.spec.block_size, self.spec.neighbours
+        layout = None if starts is None else Layout.of(starts, mask, block)
+        some = has_far(q.shape[2], block, neighbours)
+        some = some if layout is None else bool(layout.several.any())
         features: tuple[Tensor | None, Tensor | None] = (None, None)
-        if lent is not None or has_far(q.shape[2], block, neighbours):
+        if lent is not None or some:
             features = self.q_map(q), self.keys(k, count)
         return hybrid_attention(
             q, k, v, *features, self.weight(q), mask=mask, block=block, neighbours=neighbours,
-            lent=lent,
+            lent=lent, layout=layout,
         )  # fmt: skip
 
     @in_fp32
@@ -269,40 +282,47 @@ class HybridAttention(nn.Module):
         mask: Tensor | None = None,
         lent: Lent | None = None,
         count: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
-        out, log_odds = self.attend(q, k, v, mask, lent=lent, count=count)
+        out, log_odds = self.attend(q, k, v, mask, lent=lent, count=count, starts=starts)
         if self.report:
             self.report(log_odds, mask)
         return out
 
     @partial(in_fp32, back=False)
     def collect(
-        self, k: Tensor, v: Tensor, mask: Tensor | None, count: Tensor | None = None
+        self,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        count: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
-        return block_states(self.keys(k, count), v, mask, self.spec.block_size)
+        keys = self.keys(k, count)
+        if starts is not None:
+            return linear_state(masked(keys, mask), v)
+        return block_states(keys, v, mask, self.spec.block_size)
 
     def join(self, states: list[Tensor]) -> list[Tensor]:
-        """As ``others`` without neighbours, in the memory of its result alone."""
-        far = [torch.empty_like(state) for state in states]
-        pairs = [(s[:, :, n], f[:, :, n]) for s, f in zip(states, far, strict=True)
-                 for n in range(s.shape[2])]  # fmt: skip
-        before, after = (torch.zeros_like(pairs[0][0]) for _ in range(2))
-        for state, into in pairs:
-            into.copy_(before)
-            before += state
-        for state, into in reversed(pairs):
-            into += after
-            after += state
-        return far
+        return summed(states) if self.spec.sentences else others_of_pieces(states)
 
     @in_fp32
     def read(
-        self, q: Tensor, kv: tuple[Tensor, Tensor] | None, mask: Tensor | None, state: Tensor
+        self,
+        q: Tensor,
+        kv: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        state: Tensor,
+        count: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
         assert kv is not None, "a hybrid reads its own block's keys and values"
-        out, log_odds = read_blocks(
-            q, *kv, self.q_map(q), self.weight(q), mask, state, self.spec.block_size, 0
-        )
+        block, given = self.spec.block_size, (q, *kv, self.q_map(q), self.weight(q))
+        if starts is not None:
+            out, log_odds = read_sentences(*given, state, Layout.of(starts, mask, block))
+        else:
+            out, log_odds = read_blocks(*given, mask, state, block, 0)
+            log_odds = log_odds.squeeze(-1)
         if self.report:
-            self.report(log_odds.squeeze(-1), mask)
+            self.report(log_odds, mask)
         return out

@@ -1,4 +1,8 @@
-"""Global bidirectional linear attention: one state for the whole text, N in length."""
+"""Global bidirectional linear attention: one state for the whole text, N in length.
+
+With ``sentences`` a token's own sentence is told from the rest of the text, which weighs what is
+learned: a sum over thousands of tokens would otherwise outweigh it.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,12 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from .blocks import Layout, in_blocks
+from .blocks import linear_state as linear_state
 from .feature_maps import FEATURE_MAPS
-from .spec import AttentionSpec, Lent, in_fp32, masked
+from .spec import USUAL, AttentionSpec, Lent, in_fp32, longer, masked
 
 TINY = 1e-12
 """Least denominator: a row without a real token divides zero by it and stays zero."""
@@ -32,17 +39,6 @@ def linear_attention(
     return linear_read(q_features, linear_state(masked(k_features, mask), v))
 
 
-def linear_state(k_features: Tensor, v: Tensor) -> Tensor:
-    """``S`` and, as its last column, ``z``: (batch, heads, features, head_dim + 1), fp32 or wider.
-
-    ``k_features`` are zero where a token is not real. States of pieces of a text add up.
-    """
-    wide = torch.promote_types(v.dtype, torch.float32)
-    state = (k_features.transpose(-1, -2) @ v).to(wide)  # (batch, heads, features, head_dim)
-    total = k_features.sum(dim=-2, dtype=wide).unsqueeze(-1)  # (batch, heads, features, 1)
-    return torch.cat([state, total], dim=-1)
-
-
 def linear_read(q_features: Tensor, state: Tensor) -> Tensor:
     """``φ(q_i)·S / φ(q_i)·z``: (batch, heads, length, head_dim) in the dtype of the features."""
     sums = (q_features @ state.to(q_features.dtype)).to(state.dtype).transpose(1, 2)
@@ -56,15 +52,68 @@ def summed(states: list[Tensor]) -> list[Tensor]:
     return [torch.stack(states).sum(dim=0)] * len(states)
 
 
+def sentence_attention(
+    q_features: Tensor,
+    k_features: Tensor,
+    v: Tensor,
+    state: Tensor,
+    log_weight: Tensor,
+    layout: Layout,
+) -> Tensor:
+    """``Σ_own φ(q_i)·φ(k_j) v_j + w Σ_rest φ(q_i)·φ(k_j) v_j`` over the same without v.
+
+    Own are the tokens of i's sentence, the rest all others; made as ``w Σ_all + (1 - w) Σ_own``:
+    a sum of what is not negative where w is at most 1, and without a difference of states.
+
+    Args:
+        q_features, k_features, v: as ``linear_attention``, in the order of the text.
+        state: ``linear_state`` of all that is read, (batch, heads, features, head_dim + 1).
+        log_weight: log w, (batch or 1, heads, 1, 1).
+    """
+    q, k, v = (in_blocks(layout.lay(x), layout.block) for x in (q_features, k_features, v))
+    wide = state.dtype
+    own = (q @ k.transpose(-1, -2)).masked_fill(~layout.same, 0.0)
+    near = (own @ F.pad(v, (0, 1), value=1.0)).to(wide)  # (batch, heads, blocks, block, d + 1)
+    weight = torch.exp(log_weight.to(wide)).unsqueeze(2)
+    sums = weight * (q @ state.to(q.dtype).unsqueeze(2)).to(wide) + (1 - weight) * near
+    out = (sums[..., :-1] / sums[..., -1:].clamp_min(TINY)).to(q_features.dtype)
+    return layout.back(out.flatten(2, 3))
+
+
 class LinearAttention(nn.Module):
     piece = 1
-    reads_keys = False
     reads_lent = True
 
     def __init__(self, spec: AttentionSpec) -> None:
         super().__init__()
+        self.block, self.reads_keys = spec.block_size, spec.sentences
         self.q_map = FEATURE_MAPS[spec.feature_map](spec, "query")
         self.k_map = FEATURE_MAPS[spec.feature_map](spec, "key")
+        self.log_weight: nn.Parameter | None = None
+        self.dilution: nn.Parameter | None = None
+        if spec.sentences:
+            self.log_weight = nn.Parameter(torch.empty(spec.heads, 1, 1))
+            self.dilution = nn.Parameter(torch.empty(spec.heads, 1, 1))
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Put this module's own parameters at their start."""
+        if self.log_weight is not None and self.dilution is not None:
+            self.log_weight.zero_()
+            self.dilution.fill_(1.0)
+
+    def weight(self, count: Tensor | None) -> Tensor:
+        """Log of what other sentences weigh, ``a_h - c_h log(n / 512)``: (batch or 1, heads, 1, 1).
+
+        With ``c_h = 1``, where it starts, they count beyond ``USUAL`` tokens as their mean does.
+        """
+        assert self.log_weight is not None
+        assert self.dilution is not None
+        made = self.log_weight[None]
+        if count is None:
+            return made
+        return made - self.dilution * longer(count, USUAL, made.dtype)
 
     @in_fp32
     def forward(
@@ -75,16 +124,32 @@ class LinearAttention(nn.Module):
         mask: Tensor | None = None,
         lent: Lent | None = None,
         count: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
         keys = self.k_map(k, count)
-        if lent is None:
-            return linear_attention(self.q_map(q), keys, v, mask)
-        others = lent.gathered(linear_state(masked(keys, lent.tokens), v))
-        return linear_read(self.q_map(q), linear_state(masked(keys, mask), v) + others)
+        state = linear_state(masked(keys, mask), v)
+        if lent is not None:
+            state = state + lent.gathered(linear_state(masked(keys, lent.tokens), v))
+        return self.made(q, keys, v, mask, state, count, starts)
+
+    def made(
+        self, q: Tensor, keys: Tensor, v: Tensor, mask: Tensor | None, state: Tensor,
+        count: Tensor | None, starts: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """The output where ``state`` is known, of features ``keys``."""
+        if self.log_weight is None or starts is None:
+            return linear_read(self.q_map(q), state)
+        layout = Layout.of(starts, mask, self.block)
+        return sentence_attention(self.q_map(q), keys, v, state, self.weight(count), layout)
 
     @partial(in_fp32, back=False)
     def collect(
-        self, k: Tensor, v: Tensor, mask: Tensor | None, count: Tensor | None = None
+        self,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        count: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
         return linear_state(masked(self.k_map(k, count), mask), v)
 
@@ -93,6 +158,15 @@ class LinearAttention(nn.Module):
 
     @in_fp32
     def read(
-        self, q: Tensor, kv: tuple[Tensor, Tensor] | None, mask: Tensor | None, state: Tensor
+        self,
+        q: Tensor,
+        kv: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        state: Tensor,
+        count: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
-        return linear_read(self.q_map(q), state)
+        if kv is None:
+            return linear_read(self.q_map(q), state)
+        k, v = kv
+        return self.made(q, self.k_map(k, count), v, mask, state, count, starts)

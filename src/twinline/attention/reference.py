@@ -33,6 +33,47 @@ def places(mask: Tensor) -> Tensor:
     return mask.long().cumsum(-1) - 1
 
 
+def apart(
+    q: Tensor, k: Tensor, v: Tensor, q_features: Tensor, k_features: Tensor, log_weight: Tensor,
+    mask: Tensor, number: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Softmax over a token's own sentence ``number``, and linear over the whole text, unless that
+    is one sentence."""
+    real = mask[:, None, None, :]
+    own = (number[:, :, None] == number[:, None, :])[:, None] & real
+    several = (number.where(mask, 0).amax(dim=1) > 0)[:, None, None, None]
+    exact = torch.exp(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5) * own
+    mapped = torch.exp(log_weight) * (q_features @ k_features.transpose(-1, -2)) * real * several
+    share = mapped.sum(-1) / (exact + mapped).sum(-1).clamp_min(torch.finfo(v.dtype).tiny)
+    return weighted(exact + mapped, v, mask), share
+
+
+def blocks(mask: Tensor, block: int, starts: Tensor | None = None) -> Tensor:
+    """Each token's block: of ``block`` real tokens, or fewer where a sentence begins."""
+    if starts is None:
+        return places(mask) // block
+    number = torch.zeros_like(mask, dtype=torch.long)
+    for row in range(len(mask)):
+        now, held = -1, block
+        for place in mask[row].nonzero().flatten().tolist():
+            if held == block or starts[row, place]:
+                now, held = now + 1, 0
+            number[row, place] = now
+            held += 1
+    return number
+
+
+def sentences(
+    q_features: Tensor, k_features: Tensor, v: Tensor, log_weight: Tensor, mask: Tensor,
+    block: int, starts: Tensor,
+) -> Tensor:  # fmt: skip
+    """``linear`` where keys of other blocks weigh ``exp(log_weight)``."""
+    number = blocks(mask, block, starts)
+    own = (number[:, :, None] == number[:, None, :])[:, None]
+    weights = q_features @ k_features.transpose(-1, -2)
+    return weighted(torch.where(own, weights, torch.exp(log_weight) * weights), v, mask)
+
+
 def lightning(
     q_features: Tensor,
     k_features: Tensor,
@@ -63,9 +104,12 @@ def hybrid(
     mask: Tensor,
     block: int,
     neighbours: int = 0,
+    starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output, and the share (batch, heads, length) of the denominator that far tokens hold."""
-    number = places(mask) // block
+    number = blocks(mask, block, starts)
+    if starts is not None:
+        return apart(q, k, v, q_features, k_features, log_weight, mask, number)
     near = ((number[:, :, None] - number[:, None, :]).abs() <= neighbours)[:, None]
     exact = torch.exp(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5)
     mapped = torch.exp(log_weight) * (q_features @ k_features.transpose(-1, -2))

@@ -12,6 +12,10 @@ from torch import Tensor
 
 from ..options import AttentionOptions, at_least
 
+USUAL = 512
+"""Tokens up to which the rest of a text weighs, against a token's own block, what transfer taught
+it; transfer reads no longer texts."""
+
 
 @dataclass(frozen=True)
 class AttentionSpec(AttentionOptions):
@@ -79,6 +83,14 @@ def widened(x: Any) -> Any:
     if isinstance(x, tuple):
         return tuple(widened(part) for part in x)
     return x.float() if isinstance(x, Tensor) and x.dtype == torch.bfloat16 else x
+
+
+def longer(count: Tensor, usual: int, dtype: torch.dtype) -> Tensor:
+    """``log(n / usual)`` of texts of n = ``count`` (batch,) tokens, 0 for shorter ones.
+
+    Returns: (batch, 1, 1, 1), to stand beside (batch, heads, length, width).
+    """
+    return torch.log(count.to(dtype) / usual).clamp_min(0.0)[:, None, None, None]
 
 
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -330,6 +330,7 @@ def long_pairs(
     tokenizer: Any,
     carrier: Carrier | None = None,
     *,
+    rows: Sequence[int] | None = None,
     seed: int = 0,
     skip_longer: bool = False,
     show_progress: bool | None = None,
@@ -337,19 +338,21 @@ def long_pairs(
     """Every pair as a long one of exactly ``length`` tokens.
 
     Args:
+        rows: only these pairs, which are made as they would be among all.
         skip_longer: leave out pairs that do not fit, and count them, instead of raising.
     Raises: TwinlineError as ``Builder``; or if no pair fits.
     """
     builder = Builder(pairs, construction, tokenizer, carrier, seed)
     made: list[LongPair] = []
-    rows: list[int] = []
+    fit: list[int] = []
+    wanted = range(len(pairs)) if rows is None else rows
     with Progress(
-        f"{construction} of {length:,}", total=len(pairs), show=show_progress
+        f"{construction} of {length:,}", total=len(wanted), show=show_progress
     ) as progress:
-        for row in range(len(pairs)):
+        for row in wanted:
             try:
                 made.append(builder.pair(row, length))
-                rows.append(row)
+                fit.append(row)
             except TooLongError:
                 if not skip_longer:
                     raise
@@ -357,14 +360,14 @@ def long_pairs(
     if not made:
         raise TwinlineError(f"No pair of {pairs.name} fits into {length} tokens: raise length.")
     longer = replace(
-        pairs.select(rows),
+        pairs.select(fit),
         sentence1=[pair.text1 for pair in made],
         sentence2=[pair.text2 for pair in made],
         score=None if pairs.score is None else np.array([pair.score for pair in made]),
         name=f"{pairs.name} {construction} {length}",
     )
     places = np.array([[pair.place1, pair.place2] for pair in made])
-    return LongPairs(longer, np.array(rows, dtype=np.int64), places, len(pairs) - len(made))
+    return LongPairs(longer, np.array(fit, dtype=np.int64), places, len(wanted) - len(made))
 
 
 def write_parquet(made: LongPairs, path: str | Path) -> None:

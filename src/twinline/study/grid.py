@@ -166,6 +166,9 @@ class Grid:
     """The pairs."""
     carrier: str = "novels"
     """The prose that long pairs are made of."""
+    train_carriers: tuple[str, ...] = ()
+    """What prose is trained on: every step draws one of them; none given: the carrier. Curves and
+    tests are on the carrier's own splits."""
     constructions: tuple[str, ...] = ("context",)
     """What is trained on: every step draws one of them. Curves are of the first."""
     teach: TeachOptions = field(default_factory=TeachOptions)

@@ -55,9 +55,10 @@ def steps_of(plan: RunPlan, stage: int, shop: Workshop) -> LongSteps:
     """The texts that a stage trains on: from the same order of pairs for every arm of a seed, in
     other prose where arms really read another length."""
     grid, lengths = plan.grid, lengths_of(plan, stage)
-    carrier = shop.carrier(grid.carrier, "train")
+    carriers = [shop.carrier(source, "train") for source in grid.train_carriers or (grid.carrier,)]
     builders = tuple(
         Builder(shop.train, construction, shop.tokenizer, carrier, lengths.seed)
+        for carrier in carriers
         for construction in grid.constructions
     )
     return LongSteps(builders, lengths, apart=plan.kind.windows is not None and plan.virtual)

@@ -145,11 +145,9 @@ class Workshop:
         rows = np.arange(len(pairs))
         if count is not None and count < len(pairs):
             rows = np.sort(np.random.default_rng(SEED).permutation(len(pairs))[:count])
-        chosen = pairs.select(rows.tolist())
         if construction == "native":
-            return LongPairs(chosen, rows, np.zeros((len(rows), 2)), 0)
-        made = long_pairs(
-            chosen, construction, length, self.tokenizer, self.carrier(carrier, split),
-            seed=SEED, skip_longer=True, show_progress=self.show,
+            return LongPairs(pairs.select(rows.tolist()), rows, np.zeros((len(rows), 2)), 0)
+        return long_pairs(
+            pairs, construction, length, self.tokenizer, self.carrier(carrier, split),
+            rows=rows.tolist(), seed=SEED, skip_longer=True, show_progress=self.show,
         )  # fmt: skip
-        return replace(made, rows=rows[made.rows])

@@ -1,0 +1,72 @@
+"""Where sentences begin in a text of token ids, by punctuation alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WORD, END, CLOSING, ABBREVIATION, NUMBER = range(5)
+"""What a token may be: one that ends a sentence, belongs behind its end, or keeps a full stop or
+what follows it from being one."""
+
+ENDS = frozenset(".!?\N{HORIZONTAL ELLIPSIS}\N{IDEOGRAPHIC FULL STOP}")
+CLOSINGS = frozenset("\"')]}\N{RIGHT DOUBLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}")
+ABBREVIATIONS = {
+    "mr", "mrs", "ms", "dr", "st", "jr", "sr", "prof", "gen", "col", "sgt", "capt", "lt", "gov",
+    "sen", "rep", "rev", "hon", "vs", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep",
+    "sept", "oct", "nov", "dec", "inc", "corp", "ltd", "co", "etc",
+}  # fmt: skip
+MARKERS = ("##", "▁", "Ġ", "</w>")
+"""By which tokenizers tell whether a token begins a word."""
+
+
+def sentence_roles(tokenizer: Any) -> Tensor:
+    """What each token of the vocabulary may be for ``sentence_starts``: (vocabulary,), uint8."""
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    roles = torch.tensor([role(str(token)) for token in tokens], dtype=torch.uint8)
+    special = [i for i in tokenizer.all_special_ids if i not in (tokenizer.unk_token_id, None)]
+    roles[special] = CLOSING  # the last one belongs to the last sentence
+    return roles
+
+
+def role(token: str) -> int:
+    for marker in MARKERS:
+        token = token.removeprefix(marker).removesuffix(marker)
+    word = token.lower()
+    if token and set(token) <= ENDS:
+        return END
+    if token and set(token) <= CLOSINGS:
+        return CLOSING
+    if word in ABBREVIATIONS or (len(word) == 1 and word.isalpha() and word != "i"):
+        return ABBREVIATION
+    return NUMBER if word.isdigit() else WORD
+
+
+def sentence_starts(ids: Tensor, real: Tensor, roles: Tensor) -> Tensor:
+    """True where a sentence begins, (batch, length), padding on the right.
+
+    A sentence ends behind ``. ! ?`` and the quotes and brackets that follow; not behind the full
+    stop of an initial or a common abbreviation, nor in a number. What has no such end (a heading)
+    goes on into the next one.
+
+    Args:
+        ids: (batch, length).
+        real: (batch, length), True where a token is real.
+        roles: of the vocabulary, as ``sentence_roles`` makes them.
+    """
+    of = torch.where(real, roles[ids].long(), CLOSING)
+    before = torch.roll(of, 1, dims=1)
+    after = torch.roll(of, -1, dims=1)
+    before[:, :1], after[:, -1:] = WORD, WORD
+    between = (before == NUMBER) & (after == NUMBER)
+    ends = (of == END) & (before != ABBREVIATION) & ~between
+    # A closing token ends a sentence if what it closes has ended: the last token that is none.
+    place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    last = torch.where(of == CLOSING, 0, place).cummax(dim=1).values
+    ended = torch.gather(ends, 1, last)
+    goes_on = (of == CLOSING) | (of == END)
+    starts: Tensor = torch.roll(ended, 1, dims=1) & ~goes_on & real
+    starts[:, :1] = real[:, :1]
+    return starts

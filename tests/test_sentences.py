@@ -1,0 +1,87 @@
+"""Where sentences begin, and models that keep them apart."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import twinline
+from twinline.batching import load_tokenizer
+from twinline.conversion import convert
+from twinline.encoder import Encoder
+from twinline.sentences import CLOSING, END, WORD, role, sentence_roles, sentence_starts
+from twinline.sources import find_model
+
+MINILM = "all-MiniLM-L6-v2"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return load_tokenizer(find_model(MINILM))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("He left. She stayed.", ["he left .", "she stayed ."]),
+        ("Who? Me! Yes... No.", ["who ?", "me !", "yes . . .", "no ."]),
+        ('"Is it so?" he said. (Not at all.) So',
+         ['" is it so ? "', "he said .", "( not at all . )", "so"]),
+        ("Mr. Brown met the U.S. troops. They won 3.5 to 1.",
+         ["mr . brown met the u . s . troops .", "they won 3 . 5 to 1 ."]),
+        ("I saw you and I. Then it's a dog's life.", ["i saw you and i .",
+                                                     "then it ' s a dog ' s life ."]),
+        ("Blasts kill ten", ["blasts kill ten"]),
+        ("", [""]),
+    ],
+)  # fmt: skip
+def test_where_sentences_begin(text: str, sentences: list[str], tokenizer: Any) -> None:
+    ids = torch.tensor([[*tokenizer(text)["input_ids"], 0, 0]])
+    real = torch.ones_like(ids, dtype=torch.bool)
+    real[:, -2:] = False
+    starts = sentence_starts(ids, real, sentence_roles(tokenizer))[0].nonzero().flatten().tolist()
+    ends = [*starts[1:], ids.shape[1] - 2]
+    tokens = tokenizer.convert_ids_to_tokens(ids[0].tolist())
+    found = [" ".join(tokens[a:b]) for a, b in zip(starts, ends, strict=True)]
+    found[0] = found[0].removeprefix("[CLS]").strip()
+    found[-1] = found[-1].removesuffix("[SEP]").strip()
+    assert found == sentences
+
+
+def test_tokens_of_any_tokenizer() -> None:
+    assert role("Ġ.") == role("▁!") == role("##?") == END
+    assert role('Ġ"') == CLOSING
+    assert role("Ġdog") == role("i") == WORD
+
+
+@pytest.mark.parametrize("attention", ["linear", "hybrid"])
+def test_a_model_keeps_its_punctuation_when_saved(attention: str, tmp_path: Path) -> None:
+    model = convert(MINILM, attention=attention, sentences=True, block_size=32)
+    text = "A man plays. " * 40 + "Who is it?"
+    made = Encoder(model).encode([text])
+    Encoder(model).save(tmp_path / "kept")
+    assert (twinline.Encoder(tmp_path / "kept").encode([text]) == made).all()
+    again = convert(tmp_path / "kept", attention=attention, block_size=32)  # keeps its options
+    assert again.roles is not None
+    assert again.roles.any()
+
+
+def test_one_sentence_is_read_as_the_original_reads_it() -> None:
+    made = Encoder(convert(MINILM, attention="hybrid", sentences=True, block_size=32))
+    original = Encoder(convert(MINILM, attention="softmax"))
+    text = ["Three men are playing chess in the shade."]
+    assert abs(made.encode(text) - original.encode(text)).max() < 1e-5
+
+
+@pytest.mark.parametrize("attention", ["linear", "hybrid"])
+def test_a_long_text_piece_by_piece_is_the_whole(attention: str) -> None:
+    model = convert(MINILM, attention=attention, sentences=True, block_size=32)
+    ids = torch.tensor(
+        Encoder(model).tokenize(["He left us. Then, in the rain, it began. " * 300])[0]
+    )
+    with torch.no_grad():
+        pieces = model(ids).pooler_output
+    whole = model(ids).pooler_output  # with gradients a text is read at once
+    assert ids.shape[1] > 3000
+    assert float((pieces - whole).detach().norm() / whole.detach().norm()) < 1e-5
