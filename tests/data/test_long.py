@@ -55,6 +55,17 @@ def test_every_text_has_exactly_the_tokens_asked_for(
         np.testing.assert_array_equal(made.pairs.score, PAIRS.select(made.rows).score)
 
 
+@pytest.mark.parametrize("construction", CONSTRUCTIONS)
+def test_some_rows_are_made_as_among_all(
+    construction: str, tokenizer: Any, carrier: Carrier
+) -> None:
+    every = long_pairs(PAIRS, construction, 127, tokenizer, carrier, skip_longer=True)
+    some = long_pairs(PAIRS, construction, 127, tokenizer, carrier, rows=every.rows[3:9:2].tolist())
+    assert some.rows.tolist() == every.rows[3:9:2].tolist()
+    assert some.pairs.sentence2 == [every.pairs.sentence2[i] for i in (3, 5, 7)]
+    np.testing.assert_array_equal(some.places, every.places[3:9:2])
+
+
 def test_texts_are_the_same_on_every_machine(tokenizer: Any, carrier: Carrier) -> None:
     """Python promises the stream that draws it."""
     builder = Builder(PAIRS, "context", tokenizer, carrier, seed=3)

@@ -31,6 +31,7 @@ name: tiny
 base: {base}
 data: builtin
 carrier: builtin
+train_carriers: [builtin, {prose}]
 teach: {{epochs: 0.1, pairs: 16}}
 twin: {{alpha: 0.0, epochs: 0.1, pairs: 16}}
 softmax: {{epochs: 0.1, pairs: 16}}
@@ -43,7 +44,7 @@ steps: [{steps}, 2]
 curve_points: [1, 1]
 curve_pairs: 10
 arms:
-  - {{name: hybrid, poolings: [latent], model: {{block_size: 16}}, real: 64, seeds: [0, 1]}}
+  - {{name: hybrid, poolings: [latent], model: {{block_size: 16, sentences: true}}, real: 64, seeds: [0, 1]}}
   - {{name: softmax-windows512, real: 64}}
   - {{name: softmax-full, poolings: [mean], train_lengths: [48]}}
   - {{name: linear, label: linear-real, poolings: [mean], virtual: false, equal: pairs}}
@@ -61,8 +62,9 @@ test:
 def grid_of(folder: Path, base: Path, steps: int = 2) -> Path:
     """A grid whose runs take seconds."""
     file = folder / "grid.yaml"
-    text = GRID.format(base=base, steps=steps)
-    file.write_text(text.replace("steps: [2, 2]", "steps: [2, 2]"))
+    prose = folder / "prose.txt"
+    prose.write_text("\n\n".join(f"In year {i} the river rose. Nobody saw it." for i in range(900)))
+    file.write_text(GRID.format(base=base, steps=steps, prose=prose))
     return file
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from itertools import product
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..evaluate import from_scores, ndcg10
 from ..files import fingerprint, read_lines, write_whole
 from ..machine import describe
 from ..options import ModelOptions, RetrievalOptions, RetrievalRecipe, TransferOptions
-from ..recipe import read_recipe
+from ..recipe import chosen, read_recipe
 from ..statistics import Correlation, clustered_mean
 from ..training.retrieval import searcher
 
@@ -97,7 +97,8 @@ class SearchGrid:
 
     def identity(self, arm: SearchArm, seed: int) -> str:
         """What an arm's weights depend on."""
-        return fingerprint([str(asdict(self.recipe(arm, seed))), str(arm.trained)])[:12]
+        own = sorted(chosen(self.recipe(arm, seed)).items())
+        return fingerprint([str(own), str(arm.trained)])[:12]
 
 
 def run_search(path: Path, results: Path, work: Path, only: tuple[str, ...] = ()) -> list[Path]:
