@@ -44,7 +44,8 @@ steps: [{steps}, 2]
 curve_points: [1, 1]
 curve_pairs: 10
 arms:
-  - {{name: hybrid, poolings: [latent], model: {{block_size: 16, sentences: true}}, real: 64, seeds: [0, 1]}}
+  - {{name: hybrid, poolings: [latent], model: {{block_size: 16, sentences: true}}, real: 64,
+      seeds: [0, 1]}}
   - {{name: softmax-windows512, real: 64}}
   - {{name: softmax-full, poolings: [mean], train_lengths: [48]}}
   - {{name: linear, label: linear-real, poolings: [mean], virtual: false, equal: pairs}}
