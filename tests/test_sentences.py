@@ -10,7 +10,16 @@ import twinline
 from twinline.batching import load_tokenizer
 from twinline.conversion import convert
 from twinline.encoder import Encoder
-from twinline.sentences import CLOSING, END, WORD, role, sentence_roles, sentence_starts
+from twinline.evaluate import far_off
+from twinline.sentences import (
+    CLOSING,
+    END,
+    WORD,
+    places_in_sentences,
+    role,
+    sentence_roles,
+    sentence_starts,
+)
 from twinline.sources import find_model
 
 MINILM = "all-MiniLM-L6-v2"
@@ -74,9 +83,10 @@ def test_one_sentence_is_read_as_the_original_reads_it() -> None:
     assert abs(made.encode(text) - original.encode(text)).max() < 1e-5
 
 
+@pytest.mark.parametrize("anchors", [False, True])
 @pytest.mark.parametrize("attention", ["linear", "hybrid"])
-def test_a_long_text_piece_by_piece_is_the_whole(attention: str) -> None:
-    model = convert(MINILM, attention=attention, sentences=True, block_size=32)
+def test_a_long_text_piece_by_piece_is_the_whole(attention: str, anchors: bool) -> None:
+    model = convert(MINILM, attention=attention, sentences=True, block_size=32, anchors=anchors)
     ids = torch.tensor(
         Encoder(model).tokenize(["He left us. Then, in the rain, it began. " * 300])[0]
     )
@@ -85,3 +95,29 @@ def test_a_long_text_piece_by_piece_is_the_whole(attention: str) -> None:
     whole = model(ids).pooler_output  # with gradients a text is read at once
     assert ids.shape[1] > 3000
     assert float((pieces - whole).detach().norm() / whole.detach().norm()) < 1e-5
+
+
+@torch.no_grad()
+def test_anchored_sentences_are_read_nearly_as_by_themselves() -> None:
+    """Of a text of many sentences, without the far branch: what a token's state is, against the
+    sentence alone."""
+    sentence, off = "Three men are playing chess in the shade.", []
+    original = Encoder(convert(MINILM, attention="softmax"))
+    alone = original.read(original.tokenize([sentence])[0]).states[0, 1:-1]
+    for anchors in (False, True):
+        model = convert(MINILM, attention="hybrid", sentences=True, anchors=anchors, block_size=32)
+        text = f"{'He left us, in the rain. ' * 9}{sentence}{' She stayed, at home.' * 9}"
+        made = Encoder(model)
+        with far_off(model):
+            ids = made.tokenize([text])[0]
+            states = made.read(ids).states[0]
+        start = 1 + 9 * 8
+        tokens = states[start : start + len(alone)]
+        off.append(float((tokens - alone).square().sum() / alone.square().sum()))
+    assert off[1] < 0.2 < 0.5 < off[0]
+
+
+def test_places_start_over_with_each_sentence() -> None:
+    starts = torch.tensor([[1, 0, 0, 1, 0, 0, 1]]).bool()
+    real = torch.ones_like(starts)
+    assert places_in_sentences(starts, real).tolist() == [[0, 1, 2, 1, 2, 3, 1]]

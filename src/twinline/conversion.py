@@ -28,7 +28,7 @@ from .files import fingerprint
 from .loop import Batch, Run, train
 from .model import TwinlineConfig, TwinlineModel
 from .options import LoopOptions, ModelOptions, TransferOptions
-from .sentences import sentence_roles, sentence_starts
+from .sentences import sentence_roles
 from .sources import find_model, read_config, read_json
 
 
@@ -441,9 +441,8 @@ def transfer_loss(
     weights = real[:, :, None].to(torch.float32)  # (b, n, 1)
     losses = []
     count = real.sum(dim=1)
-    starts = None if model.roles is None else sentence_starts(ids, real, model.roles)
     with torch.no_grad():
-        x = model.embeddings(ids, real, None)
+        x, starts = model.begin(ids, real, None)
     for layer in model.each_layer():
         with torch.no_grad():
             source = layer.source(x, mask)
@@ -452,12 +451,13 @@ def transfer_loss(
             target = layer.project(exact)
             scale = (target.square() * weights).sum()
         attention = layer.attention
+        given = layer.given((k, v), mask, None, count, starts)
         if not isinstance(attention, HybridAttention):
-            mixed = attention(q, k, v, mask, *layer.given(None, count, starts))
+            mixed = attention(q, k, v, mask, *given)
         elif alone:
             mixed = linear_attention(attention.q_map(q), attention.k_map(k, count), v, mask)
         else:
-            mixed, log_odds = attention.attend(q, k, v, mask, block, count=count, starts=starts)
+            mixed, log_odds = attention.attend(q, k, v, mask, block, *given)
             with torch.no_grad():
                 number = blocks_of(starts, real, block)
                 wanted, some = outside(q, k, real, number, model.config.neighbours)

@@ -7,7 +7,7 @@ Read top to bottom: configuration, embeddings, a layer, the model. Shapes stand 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, cast
 
 import torch
@@ -18,14 +18,15 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .attention import ATTENTION, FEATURE_MAPS, AttentionSpec, Lent
+from .attention import ATTENTION, FEATURE_MAPS, AttentionSpec, Ends, Lent
+from .attention.blocks import ends_of
 from .attention.folded import FoldedAttention
 from .attention.spec import real_first
 from .errors import TwinlineError
 from .local import Local
 from .options import AttentionOptions, ModelOptions, at_least, share
 from .pooling import POOLINGS
-from .sentences import sentence_starts
+from .sentences import places_in_sentences, sentence_starts
 
 POSITION_RULES = ("tiled", "interpolated")
 PIECE = 2048
@@ -170,8 +171,16 @@ class Embeddings(nn.Module):
         part = (exact - low).unsqueeze(-1).to(self.position.weight.dtype)  # (b, n, 1)
         return torch.lerp(self.position(low), self.position(high), part)
 
-    def forward(self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        place = (mask.long().cumsum(dim=1) - 1).clamp_min(0)  # (b, n): counted over real tokens
+    def forward(
+        self,
+        input_ids: Tensor,
+        mask: Tensor,
+        token_type_ids: Tensor | None,
+        place: Tensor | None = None,
+    ) -> Tensor:
+        """``place`` (b, n) is each token's; None: counted over real tokens."""
+        if place is None:
+            place = (mask.long().cumsum(dim=1) - 1).clamp_min(0)
         last = place.amax(dim=1, keepdim=True)  # (b, 1)
 
         def embed(part: slice) -> Tensor:
@@ -196,7 +205,7 @@ class Layer(nn.Module):
     def __init__(self, config: TwinlineConfig, layer: int) -> None:
         super().__init__()
         hidden = config.hidden_size
-        self.heads = config.num_attention_heads
+        self.heads, self.anchors = config.num_attention_heads, config.anchors
         self.local: nn.ModuleDict | None = None
         if config.local:
             parts = {part: Local(hidden, config.local) for part in ("before", "beside")}
@@ -269,10 +278,20 @@ class Layer(nn.Module):
         return projected.view(b, n, parts, self.heads, -1).permute(2, 0, 3, 1, 4)
 
     def given(
-        self, lent: Lent | None, count: Tensor | None, starts: Tensor | None
+        self,
+        kv: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        lent: Lent | None,
+        count: Tensor | None,
+        starts: Tensor | None,
     ) -> tuple[Any, ...]:
         """What the attention takes behind q, k, v and mask: see ``attention``."""
-        return (lent, count, starts) if getattr(self.attention, "reads_lent", False) else ()
+        if not getattr(self.attention, "reads_lent", False):
+            return ()
+        ends = None
+        if self.anchors:
+            ends = Ends(ends_of(kv[0], mask), ends_of(kv[1], mask))
+        return lent, count, starts, ends
 
     def project(self, mixed: Tensor, beside: Tensor | None = None) -> Tensor:
         """Heads joined and projected: (b, h, n, d) to (b, n, hidden)."""
@@ -298,7 +317,7 @@ class Layer(nn.Module):
         """The layer at once: (b, n, hidden) to (b, n, hidden)."""
         source = self.source(x, mask)
         q, k, v = self.split(source, count)
-        mixed = self.attention(q, k, v, mask, *self.given(lent, count, starts))
+        mixed = self.attention(q, k, v, mask, *self.given((k, v), mask, lent, count, starts))
         return self.after_attention(x, self.project(mixed, self.beside(source, mask, v)))
 
     def forward(
@@ -358,17 +377,27 @@ class Layer(nn.Module):
         beside = self.beside(source, mask)
         asides = [None] * len(parts) if beside is None else beside.split(piece, dim=1)
         if multiple is None:
-            given = self.given(None, count, starts)
-            mixed = attention(*self.split(source, count), mask, *given).split(piece, dim=2)
+            q, *kv = self.split(source, count)
+            given = self.given((kv[0], kv[1]), mask, None, count, starts)
+            mixed = attention(q, *kv, mask, *given).split(piece, dim=2)
             for (part, made, _), whole, aside in zip(parts, mixed, asides, strict=True):
                 made.copy_(self.after_attention(part, self.project(whole, aside)))
             return
         keep = attention.reads_keys and x.shape[1] <= KEPT
         kept = [self.split(read, count) for read in sources] if keep else []
-        told = [self.given(None, count, start)[1:] for start in begun]
+        ends = None
+        if self.anchors:
+            ends = Ends(*self.keys(ends_of(source, mask), count))
+        told: list[tuple[Any, ...]] = [()] * many  # what comes with each piece, if it is asked for
+        if getattr(attention, "reads_lent", False):
+            here = [(not i, i == many - 1) for i in range(many)]
+            told = [
+                (count, start, ends and replace(ends, here=one))
+                for start, one in zip(begun, here, strict=True)
+            ]
         states = [
             attention.collect(
-                *(kept[i][1:] if keep else self.keys(sources[i], count)), real, *told[i]
+                *(kept[i][1:] if keep else self.keys(sources[i], count)), real, *told[i][:2]
             )
             for i, (_, _, real) in enumerate(parts)
         ]
@@ -452,6 +481,18 @@ class TwinlineModel(PreTrainedModel):
         kept += 3 * bool(self.config.local)
         return tokens * (width * (1 + kept) + 150)
 
+    def begin(
+        self, input_ids: Tensor, real: Tensor, token_type_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the first layer reads (b, n, hidden), and where sentences begin (b, n) if they are
+        kept apart."""
+        if self.roles is None:
+            return self.embeddings(input_ids, real, token_type_ids), None
+        starts = sentence_starts(input_ids, real, self.roles)
+        place = places_in_sentences(starts, real) if self.config.anchors else None
+        starts = starts | (real & (real.long().cumsum(dim=1) % PIECE == 1))  # as by pieces
+        return self.embeddings(input_ids, real, token_type_ids, place), starts
+
     def each_layer(self) -> Iterator[Layer]:
         """The layers, first to last, by their own type."""
         return cast(Iterator[Layer], iter(self.layers))
@@ -480,14 +521,10 @@ class TwinlineModel(PreTrainedModel):
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         real = real.bool()  # (b, n)
         mask = None if bool(real.all()) else real
-        x = self.embeddings(input_ids, real, token_type_ids)  # (b, n, hidden)
+        x, starts = self.begin(input_ids, real, token_type_ids)
         count = real.sum(dim=1)
         if lent is not None:
             count = count + lent.gathered(lent.tokens.sum(dim=1).to(x.dtype))
-        starts = None
-        if self.roles is not None:
-            starts = sentence_starts(input_ids, real, self.roles)
-            starts = starts | (real & (real.long().cumsum(dim=1) % PIECE == 1))  # as by pieces
         states = [x]
         keep = output_hidden_states or POOLINGS[self.config.pooling].layers > 1
         for layer in self.each_layer():

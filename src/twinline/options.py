@@ -49,6 +49,9 @@ class AttentionOptions:
     """linear and hybrid: keep sentences apart. A token's own sentence, or block_size tokens of a
     longer one, is read by itself, by softmax in hybrid; the rest of the text weighs what is
     learned."""
+    anchors: bool = False
+    """With sentences: each also reads the text's first and last token and counts its positions
+    anew, as a text of one sentence would."""
     block_size: int = 128
     """hybrid: tokens in a softmax block. With sentences: most tokens in one. lightning: tokens in a
     tile (speed only)."""
@@ -66,6 +69,10 @@ class AttentionOptions:
         at_least(self, 0, "neighbours", "decay")
         if self.feature_dim is not None:
             at_least(self, 1, "feature_dim")
+        if self.anchors and not self.sentences:
+            raise TwinlineError(
+                "anchors stand beside sentences that are kept apart: set sentences."
+            )
         if self.sentences and self.neighbours:
             raise TwinlineError(
                 f"neighbours={self.neighbours} does not go with sentences, whose blocks are apart."

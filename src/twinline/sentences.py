@@ -70,3 +70,11 @@ def sentence_starts(ids: Tensor, real: Tensor, roles: Tensor) -> Tensor:
     starts: Tensor = torch.roll(ended, 1, dims=1) & ~goes_on & real
     starts[:, :1] = real[:, :1]
     return starts
+
+
+def places_in_sentences(starts: Tensor, real: Tensor) -> Tensor:
+    """Each token's place in its sentence, (batch, length), from 1: before it, as before a text of
+    one sentence, stands the first token; in the first sentence that is its own, at 0."""
+    number = (real.long().cumsum(dim=1) - 1).clamp_min(0)
+    first = torch.where(starts & real, number, 0).cummax(dim=1).values
+    return number - first + (first > 0).long()

@@ -1,5 +1,6 @@
 """Attention that keeps sentences apart, against ``reference.py`` in float64."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from twinline.attention import ATTENTION, AttentionSpec, HybridAttention, Lent, reference
-from twinline.attention.blocks import Layout, others, others_of_pieces, packed, parts
+from twinline.attention import ATTENTION, AttentionSpec, Ends, HybridAttention, Lent, reference
+from twinline.attention.blocks import Layout, ends_of, others, others_of_pieces, packed, parts
 from twinline.errors import TwinlineError
 
 BLOCK = 4
@@ -27,21 +28,24 @@ def made(kind: str, block: int = BLOCK) -> Any:
 
 
 def defined(
-    module: Any, x: list[Tensor], mask: Tensor, starts: Tensor, count: Tensor | None
+    module: Any, x: list[Tensor], mask: Tensor, starts: Tensor, count: Tensor | None, anchors: bool
 ) -> Tensor:
     q, k, v = x
     if isinstance(module, HybridAttention):
         features = module.q_map(q), module.keys(k, count)
-        out, _ = reference.hybrid(q, k, v, *features, module.weight(q), mask, BLOCK, starts=starts)
+        out, _ = reference.hybrid(
+            q, k, v, *features, module.weight(q), mask, BLOCK, starts=starts, anchors=anchors
+        )
         return out
     features = module.q_map(q), module.k_map(k, count)
-    return reference.sentences(*features, v, module.weight(count), mask, BLOCK, starts)
+    return reference.sentences(*features, v, module.weight(count), mask, BLOCK, starts, anchors)
 
 
 @given(data=st.data())
 @settings(max_examples=40, deadline=None, derandomize=True)
+@pytest.mark.parametrize("anchors", [False, True])
 @pytest.mark.parametrize("kind", ["linear", "hybrid"])
-def test_equals_the_definition(kind: str, data: st.DataObject) -> None:
+def test_equals_the_definition(kind: str, anchors: bool, data: st.DataObject) -> None:
     module = made(kind)
     batch, length = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 30))
     row = st.lists(st.booleans(), min_size=length, max_size=length)
@@ -56,9 +60,10 @@ def test_equals_the_definition(kind: str, data: st.DataObject) -> None:
         module.zero_grad()
         x = [one.clone().requires_grad_() for one in drawn]
         if exact:
-            out = defined(module, x, mask, starts, count)
+            out = defined(module, x, mask, starts, count, anchors)
         else:
-            out = module(*x, mask, None, count, starts)
+            ends = Ends(ends_of(x[1], mask), ends_of(x[2], mask)) if anchors else None
+            out = module(*x, mask, None, count, starts, ends)
         (out * weights).sum().backward()
         known = [torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()]
         results.append([(out * mask[:, None, :, None]).detach(), *(one.grad for one in x), *known])
@@ -91,17 +96,18 @@ def test_pieces_that_begin_a_block_give_the_whole(kind: str) -> None:
     starts = torch.rand(1, 21) < 0.3
     starts[0, 8] = starts[0, 16] = True
     count = torch.tensor([3000])
-    whole = module(*x, None, None, count, starts)
+    ends = Ends(ends_of(x[1], None), ends_of(x[2], None))
+    whole = module(*x, None, None, count, starts, ends)
     parts = [[one[:, :, a:b] for one in x] for a, b in ((0, 8), (8, 16), (16, 21))]
     begun = starts.split(8, dim=1)
     states = [
         module.collect(k, v, None, count, start)
         for (_, k, v), start in zip(parts, begun, strict=True)
     ]
-    read = [
-        module.read(q, (k, v), None, state, count, start)
-        for (q, k, v), state, start in zip(parts, module.join(states), begun, strict=True)
-    ]
+    read = []
+    for i, ((q, k, v), state) in enumerate(zip(parts, module.join(states), strict=True)):
+        here = replace(ends, here=(i == 0, i == 2))
+        read.append(module.read(q, (k, v), None, state, count, begun[i], here))
     torch.testing.assert_close(torch.cat(read, dim=2), whole)
 
 
@@ -131,6 +137,7 @@ def test_pieces_of_other_blocks() -> None:
     torch.testing.assert_close(made, others(states))
 
 
-def test_neighbours_are_refused() -> None:
-    with pytest.raises(TwinlineError, match="neighbours"):
-        AttentionSpec(sentences=True, neighbours=1)
+@pytest.mark.parametrize("given", [{"sentences": True, "neighbours": 1}, {"anchors": True}])
+def test_what_contradicts_itself_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(TwinlineError, match="sentences"):
+        AttentionSpec(**given)

@@ -15,8 +15,9 @@ many tokens: ``collect(k, v, mask)`` for every piece, ``join`` over what came ou
 
 A kind that sums over tokens wherever they stand has ``reads_lent``: its module takes a ``Lent`` as
 fifth argument, with which the texts of a batch read one another's prose (training alone), then how
-many tokens each text reads, (batch,), and where its sentences begin, (batch, length), if they are
-kept apart. Its ``collect`` and ``read`` take the last two too.
+many tokens each text reads, (batch,), where its sentences begin, (batch, length), if they are kept
+apart, and ``Ends`` that each of them reads too. Its ``read`` takes the last three too, ``collect``
+the first two of those.
 """
 
 from torch import nn
@@ -27,6 +28,7 @@ from .lightning import LightningAttention
 from .linear import LinearAttention
 from .softmax import SoftmaxAttention
 from .spec import AttentionSpec as AttentionSpec
+from .spec import Ends as Ends
 from .spec import Lent as Lent
 
 ATTENTION: dict[str, type[nn.Module]] = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .spec import masked
+from .spec import Ends, masked
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ class Layout:
     """(batch, slots), True where a slot holds a token; blocks are ``block`` slots."""
     same: Tensor
     """(batch, 1, blocks, block, block), True where two tokens are real and of one sentence."""
+    ends: Tensor
+    """(batch, 1, blocks, block, 2), True where a token is real and the text's first, or last, token
+    is not of its sentence."""
     several: Tensor
     """(batch,), True where a text has more than one sentence."""
     block: int
@@ -69,9 +72,12 @@ class Layout:
         real = torch.ones_like(starts) if mask is None else mask
         part, within = parts(starts, real, block)
         several = part.amax(dim=1) > 1
+        last = torch.stack([torch.ones_like(part[:, 0]), part.amax(dim=1)], dim=1)  # (batch, 2)
         if starts.shape[1] <= block:
             pair = real[:, :, None] & real[:, None] & (part[:, :, None] == part[:, None])
-            return cls(real, pair[:, None, None], several, starts.shape[1])
+            away = real[:, :, None] & (part[:, :, None] != last[:, None])
+            whole = pair[:, None, None], away[:, None, None]
+            return cls(real, *whole, several, starts.shape[1])
         places = packed(part, within, real, block)
         batch, length = real.shape
         slots = (int(places.max()) // block + 1) * block
@@ -86,7 +92,24 @@ class Layout:
         held, sentence = (x.view(batch, 1, -1, block) for x in (held, sentence))
         pair = held[..., :, None] & held[..., None, :]
         pair &= sentence[..., :, None] == sentence[..., None, :]
-        return cls(held.view(batch, slots), pair, several, block, ways)
+        away = held[..., None] & (sentence[..., None] != last[:, None, None, None])
+        return cls(held.view(batch, slots), pair, away, several, block, ways)
+
+    def near(self, ends: Ends | None = None) -> Tensor:
+        """Which keys each token is near to: those of its block and, if given, the ends behind."""
+        if ends is None:
+            return self.same
+        real = self.same.any(dim=-1)
+        away = [self.ends[..., i] if ends.here[i] else real for i in (0, 1)]
+        return torch.cat([self.same, torch.stack(away, dim=-1)], dim=-1)
+
+    def blocks(self, x: Tensor, ends: Tensor | None = None) -> Tensor:
+        """``x`` (batch, heads, length, width) in blocks, with ``ends`` (batch, heads, 2, width)
+        behind each: (batch, heads, blocks, block or block + 2, width)."""
+        laid = in_blocks(self.lay(x), self.block)
+        if ends is None:
+            return laid
+        return torch.cat([laid, ends[:, :, None].expand(-1, -1, laid.shape[2], -1, -1)], dim=-2)
 
     def lay(self, x: Tensor) -> Tensor:
         """(batch, heads, length, width) to (batch, heads, slots, width), zero in empty slots."""
@@ -125,6 +148,17 @@ def packed(part: Tensor, within: Tensor, real: Tensor, block: int) -> Tensor:
             begin[-1].append(at)
             at += size
     return torch.gather(torch.tensor(begin, device=part.device), 1, part) + within
+
+
+def ends_of(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The first and the last real of ``x`` (batch, ..., length, width): (batch, ..., 2, width)."""
+    if mask is None:
+        return torch.stack([x[..., 0, :], x[..., -1, :]], dim=-2)
+    ones = mask.to(torch.uint8)
+    first, last = ones.argmax(dim=1), mask.shape[1] - 1 - ones.flip(1).argmax(dim=1)
+    rows = torch.arange(len(x), device=x.device)
+    moved = x.movedim(-2, 1)  # (batch, length, ..., width)
+    return torch.stack([moved[rows, first], moved[rows, last]], dim=-2)
 
 
 def in_blocks(x: Tensor, block: int) -> Tensor:

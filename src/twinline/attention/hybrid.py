@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from .blocks import Layout, block_states, in_blocks, others, others_of_pieces
 from .feature_maps import FEATURE_MAPS
 from .linear import linear_state, summed
-from .spec import USUAL, AttentionSpec, Lent, in_fp32, longer, masked, real_first, reorder
+from .spec import USUAL, AttentionSpec, Ends, Lent, in_fp32, longer, masked, real_first, reorder
 
 LEAST_MASS = 1e-30
 """Far mass below it counts as none: its logarithm's gradient would overflow."""
@@ -30,6 +31,7 @@ def hybrid_attention(
     neighbours: int = 0,
     lent: Lent | None = None,
     layout: Layout | None = None,
+    ends: Ends | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Exact softmax over the own block (and ``neighbours`` on each side), linear over all others.
 
@@ -47,6 +49,7 @@ def hybrid_attention(
         lent: what others lend is far to all of a text's blocks.
         layout: keeps sentences apart: near is the own sentence, and the far branch reads the whole
             text, the own sentence too; in a text of one sentence it reads nothing.
+        ends: with a layout, what is near to all tokens.
     Returns: the output (batch, heads, length, head_dim), and the log-odds (batch, heads, length) of
         the far tokens' share of the denominator; ``-inf`` never, very negative where none is far.
     """
@@ -59,7 +62,7 @@ def hybrid_attention(
             state = linear_state(masked(k_features, mask), v)
             state = state * layout.several[:, None, None, None].to(state.dtype)
             state = state if borrowed is None else state + borrowed
-        return read_sentences(q, k, v, q_features, log_weight, state, layout)
+        return read_sentences(q, k, v, q_features, log_weight, state, layout, ends)
     order = None if mask is None else real_first(mask)
     if order is not None and mask is not None:
         q, k, v, log_weight = (reorder(x, order[0]) for x in (q, k, v, log_weight))
@@ -86,19 +89,20 @@ def read_sentences(
     log_weight: Tensor,
     state: Tensor | None,
     layout: Layout,
+    ends: Ends | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Own sentences by softmax joined with ``state``, that of the whole text.
 
     Arguments and what is returned as ``hybrid_attention``.
     """
-    far = None
-    if state is not None and q_features is not None:
-        far, q_features = state[:, :, None], layout.lay(q_features)
-    q, k, v, log_weight = (layout.lay(x) for x in (q, k, v, log_weight))
-    out, log_odds = read_blocks(
-        q, k, v, q_features, log_weight, layout.mask, far, layout.block, 0, layout.same
-    )
-    return layout.back(out), layout.back(log_odds).squeeze(-1)
+    k_ends, v_ends = (None, None) if ends is None else (ends.k, ends.v)
+    blocks = layout.blocks(q), layout.blocks(k, k_ends), layout.blocks(v, v_ends)
+    out, log_near = near_softmax(*blocks, layout.near(ends))
+    queries = None if q_features is None else layout.blocks(q_features)
+    far = None if state is None else state[:, :, None]
+    out, log_odds = joined(out, log_near, queries, layout.blocks(log_weight), far)
+    out, log_odds = (layout.back(x.flatten(2, 3)) for x in (out, log_odds))
+    return out, log_odds.squeeze(-1)
 
 
 def has_far(length: int, block: int, neighbours: int) -> bool:
@@ -116,16 +120,13 @@ def read_blocks(
     far: Tensor | None,
     block: int,
     neighbours: int,
-    near: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Near tokens by softmax joined with ``far``, the sum of the states of each block's far ones.
 
-    Arguments as ``hybrid_attention``, real tokens first; ``near`` (batch, 1, blocks, block, block)
-    is True where a token of a block is near to another, if not all are. Returns: the output, and
-    the log-odds (batch, heads, length, 1).
+    Arguments as ``hybrid_attention``, real tokens first. Returns: the output, and the log-odds
+    (batch, heads, length, 1).
     """
     batch, heads, length, width = v.shape
-    wide = torch.promote_types(v.dtype, torch.float32)
     block = block if far is not None else min(block, length)  # a short text is its own block
     pad = -length % block
     if pad and mask is None:
@@ -140,27 +141,40 @@ def read_blocks(
         shifted = [x[..., n : n + blocks, :, :] for n in range(2 * neighbours + 1)]
         return torch.cat(shifted, dim=-2)
 
-    if near is None and (mask is not None or neighbours):
+    near = None
+    if mask is not None or neighbours:
         real = q.new_ones(batch, length, dtype=torch.bool) if mask is None else mask
         seen = window(in_blocks(real[:, None, :, None].to(v.dtype), block))
         near = seen.transpose(-1, -2) > 0  # (batch, 1, blocks, 1, near)
     kb, vb = window(in_blocks(k, block)), window(in_blocks(v, block))
     out, log_near = near_softmax(in_blocks(q, block), kb, vb, near)
 
-    never = torch.finfo(wide).min
-    weight = in_blocks(log_weight, block).to(wide)
-    if far is None or q_features is None:
-        # Through ``log_weight``, so that a batch of short texts alone has a (zero) gradient too.
-        log_odds = 0 * weight + never
-    else:
-        sums = (in_blocks(q_features, block) @ far.to(v.dtype)).to(wide)
-        some = sums[..., -1:] > LEAST_MASS  # False where the row has no far token
-        mass = sums[..., -1:].where(some, 1.0)
-        log_odds = (torch.log(mass) + weight - log_near).where(some, never)
-        share = torch.sigmoid(log_odds)
-        out = ((1 - share) * out.to(wide) + share * (sums[..., :-1] / mass)).to(v.dtype)
+    queries = None if q_features is None else in_blocks(q_features, block)
+    out, log_odds = joined(out, log_near, queries, in_blocks(log_weight, block), far)
     out = out.reshape(batch, heads, -1, width)[:, :, :length]
     return out, log_odds.reshape(batch, heads, -1, 1)[:, :, :length]
+
+
+def joined(
+    out: Tensor, log_near: Tensor, q_features: Tensor | None, log_weight: Tensor, far: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """``near_softmax``'s results joined with ``far``: the output, and the log-odds, block by block.
+
+    All (batch, heads, blocks, block, width); far (batch, heads, blocks or 1, features, width + 1).
+    """
+    wide = log_near.dtype
+    never = torch.finfo(wide).min
+    weight = log_weight.to(wide)
+    if far is None or q_features is None:
+        # Through ``log_weight``, so that a batch of short texts alone has a (zero) gradient too.
+        return out, 0 * weight + never
+    sums = (q_features @ far.to(out.dtype)).to(wide)
+    some = sums[..., -1:] > LEAST_MASS  # False where the row has no far token
+    mass = sums[..., -1:].where(some, 1.0)
+    log_odds = (torch.log(mass) + weight - log_near).where(some, never)
+    share = torch.sigmoid(log_odds)
+    mixed = (1 - share) * out.to(wide) + share * (sums[..., :-1] / mass)
+    return mixed.to(out.dtype), log_odds
 
 
 def near_softmax(q: Tensor, k: Tensor, v: Tensor, near: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -255,7 +269,7 @@ class HybridAttention(nn.Module):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
         block: int | None = None, lent: Lent | None = None, count: Tensor | None = None,
-        starts: Tensor | None = None,
+        starts: Tensor | None = None, ends: Ends | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The output and the far tokens' log-odds: see ``hybrid_attention``.
 
@@ -270,7 +284,7 @@ class HybridAttention(nn.Module):
             features = self.q_map(q), self.keys(k, count)
         return hybrid_attention(
             q, k, v, *features, self.weight(q), mask=mask, block=block, neighbours=neighbours,
-            lent=lent, layout=layout,
+            lent=lent, layout=layout, ends=ends,
         )  # fmt: skip
 
     @in_fp32
@@ -283,8 +297,10 @@ class HybridAttention(nn.Module):
         lent: Lent | None = None,
         count: Tensor | None = None,
         starts: Tensor | None = None,
+        ends: Ends | None = None,
     ) -> Tensor:
-        out, log_odds = self.attend(q, k, v, mask, lent=lent, count=count, starts=starts)
+        told: dict[str, Any] = {"lent": lent, "count": count, "starts": starts, "ends": ends}
+        out, log_odds = self.attend(q, k, v, mask, **told)
         if self.report:
             self.report(log_odds, mask)
         return out
@@ -315,11 +331,12 @@ class HybridAttention(nn.Module):
         state: Tensor,
         count: Tensor | None = None,
         starts: Tensor | None = None,
+        ends: Ends | None = None,
     ) -> Tensor:
         assert kv is not None, "a hybrid reads its own block's keys and values"
         block, given = self.spec.block_size, (q, *kv, self.q_map(q), self.weight(q))
         if starts is not None:
-            out, log_odds = read_sentences(*given, state, Layout.of(starts, mask, block))
+            out, log_odds = read_sentences(*given, state, Layout.of(starts, mask, block), ends)
         else:
             out, log_odds = read_blocks(*given, mask, state, block, 0)
             log_odds = log_odds.squeeze(-1)

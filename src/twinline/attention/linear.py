@@ -6,16 +6,17 @@ learned: a sum over thousands of tokens would otherwise outweigh it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import Layout, in_blocks
+from .blocks import Layout
 from .blocks import linear_state as linear_state
 from .feature_maps import FEATURE_MAPS
-from .spec import USUAL, AttentionSpec, Lent, in_fp32, longer, masked
+from .spec import USUAL, AttentionSpec, Ends, Lent, in_fp32, longer, masked
 
 TINY = 1e-12
 """Least denominator: a row without a real token divides zero by it and stays zero."""
@@ -59,6 +60,7 @@ def sentence_attention(
     state: Tensor,
     log_weight: Tensor,
     layout: Layout,
+    ends: Ends | None = None,
 ) -> Tensor:
     """``Σ_own φ(q_i)·φ(k_j) v_j + w Σ_rest φ(q_i)·φ(k_j) v_j`` over the same without v.
 
@@ -69,10 +71,12 @@ def sentence_attention(
         q_features, k_features, v: as ``linear_attention``, in the order of the text.
         state: ``linear_state`` of all that is read, (batch, heads, features, head_dim + 1).
         log_weight: log w, (batch or 1, heads, 1, 1).
+        ends: features and values of the text's first and last token, which count as own ones.
     """
-    q, k, v = (in_blocks(layout.lay(x), layout.block) for x in (q_features, k_features, v))
+    k_ends, v_ends = (None, None) if ends is None else (ends.k, ends.v)
+    q, k, v = layout.blocks(q_features), layout.blocks(k_features, k_ends), layout.blocks(v, v_ends)
     wide = state.dtype
-    own = (q @ k.transpose(-1, -2)).masked_fill(~layout.same, 0.0)
+    own = (q @ k.transpose(-1, -2)).masked_fill(~layout.near(ends), 0.0)
     near = (own @ F.pad(v, (0, 1), value=1.0)).to(wide)  # (batch, heads, blocks, block, d + 1)
     weight = torch.exp(log_weight.to(wide)).unsqueeze(2)
     sums = weight * (q @ state.to(q.dtype).unsqueeze(2)).to(wide) + (1 - weight) * near
@@ -125,22 +129,25 @@ class LinearAttention(nn.Module):
         lent: Lent | None = None,
         count: Tensor | None = None,
         starts: Tensor | None = None,
+        ends: Ends | None = None,
     ) -> Tensor:
         keys = self.k_map(k, count)
         state = linear_state(masked(keys, mask), v)
         if lent is not None:
             state = state + lent.gathered(linear_state(masked(keys, lent.tokens), v))
-        return self.made(q, keys, v, mask, state, count, starts)
+        return self.made(q, keys, v, mask, state, count, starts, ends)
 
     def made(
         self, q: Tensor, keys: Tensor, v: Tensor, mask: Tensor | None, state: Tensor,
-        count: Tensor | None, starts: Tensor | None,
+        count: Tensor | None, starts: Tensor | None, ends: Ends | None,
     ) -> Tensor:  # fmt: skip
         """The output where ``state`` is known, of features ``keys``."""
         if self.log_weight is None or starts is None:
             return linear_read(self.q_map(q), state)
         layout = Layout.of(starts, mask, self.block)
-        return sentence_attention(self.q_map(q), keys, v, state, self.weight(count), layout)
+        if ends is not None:
+            ends = replace(ends, k=self.k_map(ends.k, count))
+        return sentence_attention(self.q_map(q), keys, v, state, self.weight(count), layout, ends)
 
     @partial(in_fp32, back=False)
     def collect(
@@ -165,8 +172,9 @@ class LinearAttention(nn.Module):
         state: Tensor,
         count: Tensor | None = None,
         starts: Tensor | None = None,
+        ends: Ends | None = None,
     ) -> Tensor:
         if kv is None:
             return linear_read(self.q_map(q), state)
         k, v = kv
-        return self.made(q, self.k_map(k, count), v, mask, state, count, starts)
+        return self.made(q, self.k_map(k, count), v, mask, state, count, starts, ends)

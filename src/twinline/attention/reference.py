@@ -33,14 +33,22 @@ def places(mask: Tensor) -> Tensor:
     return mask.long().cumsum(-1) - 1
 
 
+def near_by(number: Tensor, mask: Tensor, anchors: bool) -> Tensor:
+    """Which keys are of a token's own sentence ``number`` or, with ``anchors``, the first or last
+    of the text: (batch, 1, length, length)."""
+    place = places(mask)
+    end = mask & ((place == 0) | (place == place.amax(dim=1, keepdim=True)))
+    return ((number[:, :, None] == number[:, None, :]) | (anchors & end[:, None, :]))[:, None]
+
+
 def apart(
     q: Tensor, k: Tensor, v: Tensor, q_features: Tensor, k_features: Tensor, log_weight: Tensor,
-    mask: Tensor, number: Tensor,
+    mask: Tensor, number: Tensor, anchors: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Softmax over a token's own sentence ``number``, and linear over the whole text, unless that
     is one sentence."""
     real = mask[:, None, None, :]
-    own = (number[:, :, None] == number[:, None, :])[:, None] & real
+    own = near_by(number, mask, anchors) & real
     several = (number.where(mask, 0).amax(dim=1) > 0)[:, None, None, None]
     exact = torch.exp(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5) * own
     mapped = torch.exp(log_weight) * (q_features @ k_features.transpose(-1, -2)) * real * several
@@ -65,11 +73,10 @@ def blocks(mask: Tensor, block: int, starts: Tensor | None = None) -> Tensor:
 
 def sentences(
     q_features: Tensor, k_features: Tensor, v: Tensor, log_weight: Tensor, mask: Tensor,
-    block: int, starts: Tensor,
+    block: int, starts: Tensor, anchors: bool = False,
 ) -> Tensor:  # fmt: skip
-    """``linear`` where keys of other blocks weigh ``exp(log_weight)``."""
-    number = blocks(mask, block, starts)
-    own = (number[:, :, None] == number[:, None, :])[:, None]
+    """``linear`` where keys of other sentences weigh ``exp(log_weight)``."""
+    own = near_by(blocks(mask, block, starts), mask, anchors)
     weights = q_features @ k_features.transpose(-1, -2)
     return weighted(torch.where(own, weights, torch.exp(log_weight) * weights), v, mask)
 
@@ -105,11 +112,12 @@ def hybrid(
     block: int,
     neighbours: int = 0,
     starts: Tensor | None = None,
+    anchors: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Output, and the share (batch, heads, length) of the denominator that far tokens hold."""
     number = blocks(mask, block, starts)
     if starts is not None:
-        return apart(q, k, v, q_features, k_features, log_weight, mask, number)
+        return apart(q, k, v, q_features, k_features, log_weight, mask, number, anchors)
     near = ((number[:, :, None] - number[:, None, :]).abs() <= neighbours)[:, None]
     exact = torch.exp(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5)
     mapped = torch.exp(log_weight) * (q_features @ k_features.transpose(-1, -2))

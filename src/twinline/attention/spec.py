@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -15,6 +15,18 @@ from ..options import AttentionOptions, at_least
 USUAL = 512
 """Tokens up to which the rest of a text weighs, against a token's own block, what transfer taught
 it; transfer reads no longer texts."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """A text's first and last token, which each of its sentences reads."""
+
+    k: Tensor
+    """Their keys (or features of them), (batch, heads, 2, head_dim)."""
+    v: Tensor
+    here: tuple[bool, bool] = (True, True)
+    """Whether they stand in what is read, a text or a piece of one: they are then near already to
+    its first, and its last, sentence."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,8 @@ def in_fp32(method: Method, back: bool = True) -> Method:
 def widened(x: Any) -> Any:
     if isinstance(x, tuple):
         return tuple(widened(part) for part in x)
+    if isinstance(x, Ends):
+        return replace(x, k=widened(x.k), v=widened(x.v))
     return x.float() if isinstance(x, Tensor) and x.dtype == torch.bfloat16 else x
 
 
