@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from sentence_transformers.util import quantize_embeddings
 
 from conftest import WORDS
+from twinline.config import TwinlineConfig
 from twinline.conversion import convert
 from twinline.encoder import Encoder
 from twinline.errors import TwinlineError
 from twinline.layout import HEAD_CONFIG, HEAD_WEIGHTS
-from twinline.model import TwinlineConfig, TwinlineModel
+from twinline.model import TwinlineModel
 from twinline.pooling import POOLINGS
 from twinline.similarity import SIMILARITIES, DSEHead
 

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from twinline.attention import ATTENTION
+from twinline.config import POSITION_RULES, TwinlineConfig
 from twinline.errors import TwinlineError
-from twinline.model import POSITION_RULES, Embeddings, TwinlineConfig, TwinlineModel
+from twinline.model import Embeddings, TwinlineModel
 from twinline.pooling import POOLINGS
 
 TINY = {

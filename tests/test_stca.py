@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from twinline.model import TwinlineConfig, TwinlineModel
+from twinline.config import TwinlineConfig
+from twinline.model import TwinlineModel
 from twinline.pooling import Latent, mean
 from twinline.stca import PIECE, STCA
 

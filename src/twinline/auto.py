@@ -6,7 +6,8 @@ After ``import twinline.auto``, ``AutoModel.from_pretrained(path)`` and
 
 from transformers import AutoConfig, AutoModel
 
-from .model import TwinlineConfig, TwinlineModel
+from .config import TwinlineConfig
+from .model import TwinlineModel
 
 AutoConfig.register(TwinlineConfig.model_type, TwinlineConfig, exist_ok=True)
 AutoModel.register(TwinlineConfig, TwinlineModel, exist_ok=True)

@@ -23,10 +23,11 @@ from .attention.blocks import parts
 from .attention.linear import linear_attention
 from .attention.softmax import softmax_attention
 from .batching import ShuffledBatches, load_tokenizer, pad, token_ids
+from .config import TwinlineConfig
 from .errors import TwinlineError
 from .files import fingerprint
 from .loop import Batch, Run, train
-from .model import TwinlineConfig, TwinlineModel
+from .model import TwinlineModel
 from .options import LoopOptions, ModelOptions, TransferOptions
 from .sentences import sentence_roles
 from .sources import find_model, read_config, read_json

@@ -1,34 +1,33 @@
 """The student: a BERT-shaped encoder whose attention is one of ``attention.ATTENTION``.
 
-Read top to bottom: configuration, embeddings, a layer, the model. Shapes stand on the lines;
-``b`` is batch, ``n`` length, ``h`` heads, ``d`` head_dim.
+Read top to bottom: embeddings, a layer, the model; its configuration is in ``config``. Shapes stand
+on the lines; ``b`` is batch, ``n`` length, ``h`` heads, ``d`` head_dim.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .attention import ATTENTION, FEATURE_MAPS, AttentionSpec, Ends, Lent
+from .attention import ATTENTION, Ends, Lent
 from .attention.blocks import ends_of
 from .attention.folded import FoldedAttention
 from .attention.spec import real_first
+from .config import TwinlineConfig
 from .errors import TwinlineError
 from .local import Local
-from .options import AttentionOptions, ModelOptions, at_least, share
 from .pooling import POOLINGS
 from .sentences import places_in_sentences, sentence_starts
 
-POSITION_RULES = ("tiled", "interpolated")
 PIECE = 2048
 """Tokens that a layer works on at a time where no gradient is asked for. What it makes of them on
 the way (the feed-forward, features, scores) then stays near the processor, and the memory of a long
@@ -37,108 +36,6 @@ text grows by its states alone; fewer tokens would leave each product too little
 KEPT = 262_144
 """Tokens up to which a hybrid keeps q, k and v between collecting and reading; those of a longer
 text are made twice, which costs an eighth of the time and saves half of the memory."""
-
-
-def one_of(name: str, value: str, allowed: Any) -> None:
-    if value not in allowed:
-        raise TwinlineError(f"{name} must be one of {', '.join(sorted(allowed))}, not {value!r}.")
-
-
-class TwinlineConfig(PreTrainedConfig):
-    """Shape, attention, positions and pooling of a ``TwinlineModel``.
-
-    There is no ``max_position_embeddings`` on purpose: libraries that find one cut texts there
-    without a word. ``position_table`` is the number of learned positions, not a limit.
-
-    Raises: TwinlineError when an option contradicts another or is not known.
-    """
-
-    model_type = "twinline"
-    # Set from ModelOptions; named here for readers and type checkers.
-    attention: str
-    feature_map: str
-    local: int
-    position_rule: str
-    position_period: int | None
-    pooling: str
-
-    def __init__(
-        self,
-        vocab_size: int = 30522,
-        hidden_size: int = 384,
-        num_hidden_layers: int = 6,
-        num_attention_heads: int = 12,
-        intermediate_size: int = 1536,
-        hidden_act: str = "gelu",
-        hidden_dropout_prob: float = 0.1,
-        type_vocab_size: int = 2,
-        initializer_range: float = 0.02,
-        layer_norm_eps: float = 1e-12,
-        pad_token_id: int = 0,
-        position_table: int = 512,
-        normalize: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
-        self.hidden_act = hidden_act
-        self.hidden_dropout_prob = hidden_dropout_prob
-        self.type_vocab_size = type_vocab_size
-        self.initializer_range = initializer_range
-        self.layer_norm_eps = layer_norm_eps
-        self.pad_token_id = pad_token_id
-        self.position_table = position_table
-        self.normalize = normalize
-        for option in fields(ModelOptions):  # declared, with their meaning, in options.py
-            setattr(self, option.name, kwargs.pop(option.name, option.default))
-        self.pooling = self.pooling or "mean"
-        one_of("attention", self.attention, ATTENTION)
-        one_of("feature_map", self.feature_map, FEATURE_MAPS)
-        one_of("position_rule", self.position_rule, POSITION_RULES)
-        one_of("pooling", self.pooling, POOLINGS)
-        one_of("hidden_act", hidden_act, ACT2FN)
-        at_least(self, 1, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        at_least(self, 1, "intermediate_size", "type_vocab_size", "position_table")
-        share(self, "hidden_dropout_prob")
-        if hidden_size % num_attention_heads:
-            raise TwinlineError(
-                f"hidden_size ({hidden_size}) must be a multiple of num_attention_heads "
-                f"({num_attention_heads})."
-            )
-        if self.local < 0 or (self.local and self.local % 2 == 0):
-            raise TwinlineError(f"local must be an odd number of tokens or 0, not {self.local}.")
-        period = self.position_period
-        if period is not None and not 1 <= period <= position_table:
-            raise TwinlineError(
-                f"position_period must lie between 1 and position_table ({position_table}), "
-                f"not {period}."
-            )
-        if POOLINGS[self.pooling].layers > num_hidden_layers:
-            raise TwinlineError(
-                f"pooling {self.pooling!r} needs {POOLINGS[self.pooling].layers} layers; "
-                f"num_hidden_layers is {num_hidden_layers}."
-            )
-        super().__init__(**kwargs)
-        self.attention_spec(0)  # refuses what does not fit together
-
-    @property
-    def projection_dim(self) -> int:
-        """Width of ``pooler_output``, under the name by which sentence-transformers asks for it."""
-        return self.hidden_size * POOLINGS[self.pooling].layers
-
-    def attention_spec(self, layer: int) -> AttentionSpec:
-        """What layer number ``layer`` builds its attention from."""
-        chosen = {option.name: getattr(self, option.name) for option in fields(AttentionOptions)}
-        return AttentionSpec(
-            heads=self.num_attention_heads,
-            head_dim=self.hidden_size // self.num_attention_heads,
-            layer=layer,
-            layers=self.num_hidden_layers,
-            **chosen,
-        )
 
 
 class Embeddings(nn.Module):

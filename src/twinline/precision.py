@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from .attention.folded import FoldedAttention, can_fold
 from .attention.linear import LinearAttention
+from .config import one_of
 from .errors import TwinlineError
-from .model import Layer, TwinlineModel, one_of
+from .model import Layer, TwinlineModel
 
 DTYPES = ("float32", "bfloat16", "int8", "auto")
 FUSED = {

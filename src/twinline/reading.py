@@ -25,10 +25,11 @@ from .batching import (
     windows,
 )
 from .capacity import check_characters, check_memory
+from .config import TwinlineConfig, one_of
 from .conversion import convert, load_model
 from .errors import TwinlineError
 from .layout import load_head, load_prompts, save_folder
-from .model import TwinlineConfig, TwinlineModel, one_of
+from .model import TwinlineModel
 from .precision import check_dtype, fastest, to_int8
 from .progress import Progress
 from .similarity import SIMILARITIES

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from .batching import budget_batches, load_tokenizer, pad
 from .cache import Pair, ScoreCache
+from .config import TwinlineConfig
 from .encoder import Encoder
 from .errors import TwinlineError
 from .files import fingerprint, whole_folder
 from .loop import weights_of
-from .model import TwinlineConfig
 from .progress import Progress
 from .similarity import Ranked, ranking
 from .sources import find_model, read_config, read_json

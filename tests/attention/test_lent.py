@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from twinline.attention import ATTENTION, AttentionSpec, Lent
-from twinline.model import TwinlineConfig, TwinlineModel
+from twinline.config import TwinlineConfig
+from twinline.model import TwinlineModel
 from twinline.pooling import Latent, mean
 
 LENGTH, HEADS, WIDTH = 8, 2, 4

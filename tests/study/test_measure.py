@@ -6,7 +6,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from twinline.model import TwinlineConfig, TwinlineModel
+from twinline.config import TwinlineConfig
+from twinline.model import TwinlineModel
 from twinline.study.measure import flops, power_law, reached
 
 

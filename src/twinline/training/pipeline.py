@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..config import TwinlineConfig
 from ..conversion import convert, learns, transfer
 from ..data import TASKS, Pairs, load, load_texts
 from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..loop import Run
-from ..model import TwinlineConfig
 from ..options import ConvertRecipe, DataOptions, DistillRecipe
 from ..sources import find_model, read_config
 from ..teacher import CARD, Teacher
