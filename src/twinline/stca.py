@@ -37,7 +37,8 @@ USUAL = 64
 """Length at which ``s_h log(n)`` starts at one."""
 MATCHING = 16.0
 """What it starts at where a target reads what is like it. Means of token states are about one long,
-and a document's cosines to a question lie a few tenths apart: with 4 it reads nearly their mean."""
+and a document's cosines to a question lie a few tenths apart: with 4 it reads nearly their mean.
+Chosen among 4, 8, 16, 24 and 32 on 83 validation questions about 25 stories (SQuALITY)."""
 
 
 class CrossAttention(nn.Module):
