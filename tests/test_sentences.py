@@ -121,3 +121,11 @@ def test_places_start_over_with_each_sentence() -> None:
     starts = torch.tensor([[1, 0, 0, 1, 0, 0, 1]]).bool()
     real = torch.ones_like(starts)
     assert places_in_sentences(starts, real).tolist() == [[0, 1, 2, 1, 2, 3, 1]]
+
+
+@pytest.mark.parametrize("attention", ["softmax", "lightning"])
+def test_kinds_that_know_no_sentences_ignore_the_options(attention: str) -> None:
+    text = ["He left. She stayed at home. Who is it?"]
+    plain = Encoder(convert(MINILM, attention=attention)).encode(text)
+    model = convert(MINILM, attention=attention, sentences=True, anchors=True)
+    assert (Encoder(model).encode(text) == plain).all()

@@ -294,7 +294,7 @@ class Layer(nn.Module):
             ]
         states = [
             attention.collect(
-                *(kept[i][1:] if keep else self.keys(sources[i], count)), real, *told[i][:2]
+                *(kept[i][1:] if keep else self.keys(sources[i], count)), real, *told[i][:1]
             )
             for i, (_, _, real) in enumerate(parts)
         ]
@@ -328,7 +328,8 @@ class TwinlineModel(PreTrainedModel):
         self.layers = nn.ModuleList(layers)
         self.pool = POOLINGS[config.pooling].make(config.hidden_size, config.num_attention_heads)
         self.roles: Tensor | None  # what each token may be for a sentence's end, from ``convert``
-        known = torch.zeros(config.vocab_size, dtype=torch.uint8) if config.sentences else None
+        apart = config.sentences and getattr(ATTENTION[config.attention], "reads_lent", False)
+        known = torch.zeros(config.vocab_size, dtype=torch.uint8) if apart else None
         self.register_buffer("roles", known)
         self.post_init()  # type: ignore[no-untyped-call]
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .attention.blocks import since_start
+
 WORD, END, CLOSING, ABBREVIATION, NUMBER = range(5)
 """What a token may be: one that ends a sentence, belongs behind its end, or keeps a full stop or
 what follows it from being one."""
@@ -75,6 +77,5 @@ def sentence_starts(ids: Tensor, real: Tensor, roles: Tensor) -> Tensor:
 def places_in_sentences(starts: Tensor, real: Tensor) -> Tensor:
     """Each token's place in its sentence, (batch, length), from 1: before it, as before a text of
     one sentence, stands the first token; in the first sentence that is its own, at 0."""
-    number = (real.long().cumsum(dim=1) - 1).clamp_min(0)
-    first = torch.where(starts & real, number, 0).cummax(dim=1).values
-    return number - first + (first > 0).long()
+    within, first = since_start(starts, real)
+    return within + (first > 0).long()

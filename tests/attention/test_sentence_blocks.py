@@ -100,10 +100,7 @@ def test_pieces_that_begin_a_block_give_the_whole(kind: str) -> None:
     whole = module(*x, None, None, count, starts, ends)
     parts = [[one[:, :, a:b] for one in x] for a, b in ((0, 8), (8, 16), (16, 21))]
     begun = starts.split(8, dim=1)
-    states = [
-        module.collect(k, v, None, count, start)
-        for (_, k, v), start in zip(parts, begun, strict=True)
-    ]
+    states = [module.collect(k, v, None, count) for _, k, v in parts]
     read = []
     for i, ((q, k, v), state) in enumerate(zip(parts, module.join(states), strict=True)):
         here = replace(ends, here=(i == 0, i == 2))

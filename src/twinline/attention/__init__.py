@@ -17,7 +17,7 @@ A kind that sums over tokens wherever they stand has ``reads_lent``: its module 
 fifth argument, with which the texts of a batch read one another's prose (training alone), then how
 many tokens each text reads, (batch,), where its sentences begin, (batch, length), if they are kept
 apart, and ``Ends`` that each of them reads too. Its ``read`` takes the last three too, ``collect``
-the first two of those.
+the first of those.
 """
 
 from torch import nn

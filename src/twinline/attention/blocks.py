@@ -128,10 +128,16 @@ class Layout:
 
 def parts(starts: Tensor, real: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """Each token's sentence, or part of a long one, and its number in it: both (batch, length)."""
-    number = real.long().cumsum(dim=1) - 1  # of each among its text's real tokens
-    first = torch.where(real & starts, number, 0).cummax(dim=1).values
-    within = (number - first).clamp_min(0) % block
+    within = since_start(starts, real)[0] % block
     return (real & (within == 0)).long().cumsum(dim=1), within
+
+
+def since_start(starts: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Each token's number in its sentence, and of its sentence's first token in the text, counted
+    over real tokens from 0: both (batch, length)."""
+    number = (real.long().cumsum(dim=1) - 1).clamp_min(0)
+    first = torch.where(real & starts, number, 0).cummax(dim=1).values
+    return number - first, first
 
 
 def packed(part: Tensor, within: Tensor, real: Tensor, block: int) -> Tensor:

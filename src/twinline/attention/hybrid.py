@@ -307,15 +307,10 @@ class HybridAttention(nn.Module):
 
     @partial(in_fp32, back=False)
     def collect(
-        self,
-        k: Tensor,
-        v: Tensor,
-        mask: Tensor | None,
-        count: Tensor | None = None,
-        starts: Tensor | None = None,
+        self, k: Tensor, v: Tensor, mask: Tensor | None, count: Tensor | None = None
     ) -> Tensor:
         keys = self.keys(k, count)
-        if starts is not None:
+        if self.spec.sentences:
             return linear_state(masked(keys, mask), v)
         return block_states(keys, v, mask, self.spec.block_size)
 

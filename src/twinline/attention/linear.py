@@ -151,12 +151,7 @@ class LinearAttention(nn.Module):
 
     @partial(in_fp32, back=False)
     def collect(
-        self,
-        k: Tensor,
-        v: Tensor,
-        mask: Tensor | None,
-        count: Tensor | None = None,
-        starts: Tensor | None = None,
+        self, k: Tensor, v: Tensor, mask: Tensor | None, count: Tensor | None = None
     ) -> Tensor:
         return linear_state(masked(self.k_map(k, count), mask), v)
 
