@@ -24,10 +24,17 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from twinline.conversion import CONVERTIBLE, TransferOptions, convert, transfer
+from twinline.conversion import (
+    CONVERTIBLE,
+    TransferOptions,
+    convert,
+    transfer,
+    transfer_loss,
+)
 from twinline.encoder import Encoder
 from twinline.errors import TwinlineError
 from twinline.model import TwinlineModel
+from twinline.sentences import END
 
 SHAPE = {"vocab_size": 24, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
          "intermediate_size": 24, "initializer_range": 0.3}  # fmt: skip
@@ -316,6 +323,24 @@ def test_transfer_trains_the_convolution_that_hands_on_neighbours(base: Path) ->
         assert layer.local is not None
         assert layer.local["beside"].weight.abs().max() > 0
         assert layer.local["before"].weight.abs().max() == 0
+
+
+def test_anchored_sentences_are_transferred_as_they_are_read_by_themselves(base: Path) -> None:
+    """Softmax within each sentence and its anchors is a hybrid's near part: without the far one
+    nothing is left to learn, where a text's own softmax would leave much."""
+    model = convert(base, "hybrid", sentences=True, block_size=8)
+    ids = torch.randint(5, 24, (2, 18))
+    assert model.roles is not None
+    ids[:, 5::6] = 4
+    model.roles[4] = END
+    real = torch.ones_like(ids).bool()
+    left = []
+    for model.config.anchors in (False, True):
+        for layer in model.each_layer():
+            layer.anchors = model.config.anchors
+            layer.attention.far = False
+        left.append(transfer_loss(model, ids, real, 0.0, 8, alone=False).item())
+    assert left[1] < 1e-6 < 0.01 < left[0]
 
 
 def test_transfer_brings_every_kind_nearer_to_softmax(base: Path) -> None:

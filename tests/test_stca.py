@@ -9,21 +9,27 @@ from torch import Tensor
 from twinline.config import TwinlineConfig
 from twinline.model import TwinlineModel
 from twinline.pooling import Latent, mean
-from twinline.stca import PIECE, STCA
+from twinline.stca import PIECE, STCA, Sentences
 
 
-def random_stca(layers: int = 2, matching: bool = False) -> STCA:
+def random_stca(layers: int = 2, matching: bool = False, sentences: bool = False) -> STCA:
     """Every parameter away from its start."""
     torch.manual_seed(0)
-    module = STCA(12, 3, layers, matching).double()
+    module = STCA(12, 3, layers, matching, sentences).double()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return module
 
 
-def written_out(module: STCA, target: Tensor, history: Tensor) -> Tensor:
+def written_out(
+    module: STCA, target: Tensor, history: Tensor, starts: Tensor | None = None
+) -> Tensor:
     """The formula for one text without padding, (width,)."""
-    known = [target]
+    known, whole = [target], history.mean(dim=0)
+    of = history
+    if starts is not None:  # each state's sentence's mean
+        number = starts.long().cumsum(dim=0)
+        of = torch.stack([history[number == n].mean(dim=0) for n in number])
     for layer in module.layers:
         x = torch.cat(known)
         fed = layer.down @ (torch.nn.functional.silu(layer.gate @ x) * (layer.up @ x))
@@ -31,6 +37,9 @@ def written_out(module: STCA, target: Tensor, history: Tensor) -> Tensor:
         keys = torch.einsum("hdx,nx->hnd", layer.key, history)
         values = torch.einsum("hdx,nx->hnd", layer.value, history)
         logits = torch.einsum("hd,hnd->hn", q, keys) / math.sqrt(4)
+        if layer.of_sentence is not None:
+            logits = logits + torch.einsum("hd,hdx,nx->hn", q, layer.of_sentence, of) / math.sqrt(4)
+        logits = logits + math.sqrt(12) * torch.einsum("hx,x,nx->hn", layer.contrast, whole, of)
         weights = (layer.sharpness * math.log(len(history)) * logits).softmax(-1)
         read = layer.out @ torch.einsum("hn,hnd->hd", weights, values).flatten()
         known.insert(len(known) - 1, read)
@@ -52,15 +61,64 @@ def test_it_is_the_formula_whatever_the_padding(lengths: tuple[int, ...], matchi
         torch.testing.assert_close(made[row], want)
 
 
-def test_gradients_are_those_of_the_formula() -> None:
-    module = random_stca(3)
+@pytest.mark.parametrize("sentences", [False, True])
+def test_gradients_are_those_of_the_formula(sentences: bool) -> None:
+    module = random_stca(3, sentences=sentences)
     target = torch.randn(1, 12, dtype=torch.float64, requires_grad=True)
     history = torch.randn(1, 9, 12, dtype=torch.float64, requires_grad=True)
     mask = torch.ones(1, 9, dtype=torch.bool)
+    starts = torch.tensor([[1, 0, 0, 0, 1, 1, 0, 0, 0]]).bool() if sentences else None
     inputs = (target, history, *module.parameters())
-    made = torch.autograd.grad(module(target, history, mask)[0].square().sum(), inputs)
-    want = torch.autograd.grad(written_out(module, target[0], history[0]).square().sum(), inputs)
+    told = None if starts is None else Sentences.of(history, starts, mask)
+    made = torch.autograd.grad(module(target, history, mask, told)[0].square().sum(), inputs)
+    by_hand = written_out(module, target[0], history[0], None if starts is None else starts[0])
+    want = torch.autograd.grad(by_hand.square().sum(), inputs)
     torch.testing.assert_close(made, want)
+
+
+def test_sentences_of_several_texts_as_of_one_history() -> None:
+    """As lent prose is read: each text's own history is a part of the one that all read."""
+    module, real = random_stca(sentences=True), torch.rand(3, PIECE + 9) < 0.9
+    history = torch.randn(3, PIECE + 9, 12, dtype=torch.float64)
+    starts = (torch.rand(3, PIECE + 9) < 0.05) & real
+    target = torch.randn(3, 12, dtype=torch.float64)
+    sentences = Sentences.of(history, starts, real)
+    mask = torch.zeros(3, 3, PIECE + 9, dtype=torch.bool)
+    for row in range(3):
+        mask[row, row] = real[row]
+    made, _ = module(target, history.flatten(0, 1), mask.flatten(1), sentences.joined())
+    torch.testing.assert_close(made, module(target, history, real, sentences)[0])
+    first = sentences.number[0] == 3
+    torch.testing.assert_close(sentences.means[0, 3], history[0, first & real[0]].mean(dim=0))
+
+
+def test_latent_pooling_learns_to_read_the_sentence_that_is_unlike_its_text() -> None:
+    """Of prose never seen before: only what differs from the rest of each text can tell."""
+
+    def texts(seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        kind = torch.randn(16, 1, 12, generator=generator)
+        made = kind + 0.3 * torch.randn(16, 40, 12, generator=generator)
+        other = torch.randn(16, 1, 12, generator=generator)
+        made[:, 20:25] = other + 0.3 * torch.randn(16, 5, 12, generator=generator)
+        return made, other[:, 0]
+
+    torch.manual_seed(0)
+    pool, mask = Latent(12, 3, sentences=True), torch.ones(16, 40, dtype=torch.bool)
+    starts = (torch.arange(40) % 5 == 0).expand(16, -1)
+    optim = torch.optim.Adam(pool.parameters(), lr=0.02)
+
+    def share(states: Tensor) -> Tensor:
+        _, weights = pool([states], mask, Sentences.of(states, starts, mask))
+        return weights[-1][:, :, 20:25].sum(dim=-1)
+
+    for step in range(150):
+        loss = -share(texts(step)[0]).clamp_min(1e-9).log().mean()
+        optim.zero_grad()
+        loss.backward()
+        optim.step()
+    assert share(torch.zeros(16, 40, 12)).mean() < 0.2  # nothing differs
+    assert share(texts(1000)[0]).mean() > 0.8
 
 
 def test_a_matching_one_starts_by_reading_what_is_most_like_the_target() -> None:

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from .attention import HybridAttention
-from .attention.blocks import parts
+from .attention.blocks import Layout, parts
+from .attention.hybrid import read_sentences
 from .attention.linear import linear_attention
 from .attention.softmax import softmax_attention
+from .attention.spec import FAINT
 from .batching import ShuffledBatches, load_tokenizer, pad, token_ids
 from .config import TwinlineConfig
 from .errors import TwinlineError
@@ -370,6 +372,7 @@ def transfer(
         else:
             rows = [cut[i] for i in singles[step]]
         block = max(1, model.config.block_size // int(random.choice([1, 1, 2, 4])))
+        block = block if model.config.attention == "hybrid" else model.config.block_size
         alone = maps and step < options.alone * options.steps
         inputs = (*pad(rows, model.config.pad_token_id), block, alone)
         return Batch(inputs, pairs=len(rows), tokens=sum(map(len, rows)))
@@ -448,11 +451,15 @@ def transfer_loss(
         with torch.no_grad():
             source = layer.source(x, mask)
             q, k, v = layer.split(source)
-            exact = softmax_attention(q, k, v, mask)  # (b, h, n, d)
+            given = layer.given((k, v), mask, None, count, starts)
+            if starts is not None and model.config.anchors and not alone:
+                layout = Layout.of(starts, mask, block)
+                exact, _ = read_sentences(q, k, v, None, q[..., :1], None, layout, given[-1])
+            else:
+                exact = softmax_attention(q, k, v, mask)  # (b, h, n, d)
             target = layer.project(exact)
             scale = (target.square() * weights).sum()
         attention = layer.attention
-        given = layer.given((k, v), mask, None, count, starts)
         if not isinstance(attention, HybridAttention):
             mixed = attention(q, k, v, mask, *given)
         elif alone:
@@ -462,6 +469,7 @@ def transfer_loss(
             with torch.no_grad():
                 number = blocks_of(starts, real, block)
                 wanted, some = outside(q, k, real, number, model.config.neighbours)
+                wanted = wanted - FAINT * model.config.anchors
             error = torch.where(some, log_odds - wanted, 0.0).square()  # (b, h, n)
             losses.append(mass * error.sum() / some.expand_as(error).sum().clamp_min(1))
         made = layer.project(mixed, layer.beside(source, mask, v))

@@ -27,6 +27,7 @@ from .errors import TwinlineError
 from .local import Local
 from .pooling import POOLINGS
 from .sentences import places_in_sentences, sentence_starts
+from .stca import Sentences
 
 PIECE = 2048
 """Tokens that a layer works on at a time where no gradient is asked for. What it makes of them on
@@ -326,10 +327,15 @@ class TwinlineModel(PreTrainedModel):
         self.embeddings = Embeddings(config)
         layers = [Layer(config, i) for i in range(config.num_hidden_layers)]
         self.layers = nn.ModuleList(layers)
-        self.pool = POOLINGS[config.pooling].make(config.hidden_size, config.num_attention_heads)
+        pooling = POOLINGS[config.pooling]
+        self.pooled_by_sentence = config.sentences and pooling.by_sentence
+        self.pool = pooling.make(
+            config.hidden_size, config.num_attention_heads, self.pooled_by_sentence
+        )
+        self.apart = config.sentences and getattr(ATTENTION[config.attention], "reads_lent", False)
         self.roles: Tensor | None  # what each token may be for a sentence's end, from ``convert``
-        apart = config.sentences and getattr(ATTENTION[config.attention], "reads_lent", False)
-        known = torch.zeros(config.vocab_size, dtype=torch.uint8) if apart else None
+        told = self.apart or self.pooled_by_sentence
+        known = torch.zeros(config.vocab_size, dtype=torch.uint8) if told else None
         self.register_buffer("roles", known)
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -382,12 +388,13 @@ class TwinlineModel(PreTrainedModel):
     def begin(
         self, input_ids: Tensor, real: Tensor, token_type_ids: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """What the first layer reads (b, n, hidden), and where sentences begin (b, n) if they are
-        kept apart."""
+        """What the first layer reads (b, n, hidden), and where sentences begin (b, n) if that is
+        asked for."""
         if self.roles is None:
             return self.embeddings(input_ids, real, token_type_ids), None
         starts = sentence_starts(input_ids, real, self.roles)
-        place = places_in_sentences(starts, real) if self.config.anchors else None
+        anew = self.apart and self.config.anchors
+        place = places_in_sentences(starts, real) if anew else None
         starts = starts | (real & (real.long().cumsum(dim=1) % PIECE == 1))  # as by pieces
         return self.embeddings(input_ids, real, token_type_ids, place), starts
 
@@ -429,7 +436,11 @@ class TwinlineModel(PreTrainedModel):
             x = layer(x, mask, overwrite=not keep, lent=lent, count=count, starts=starts)
             states = [*states, x] if keep else [x]
         pooled = states if lent is None else [state.flatten(0, 1) for state in states]
-        vector, weights = self.pool(pooled, real if lent is None else lent.mask(real))
+        sentences = None
+        if self.pooled_by_sentence and starts is not None:
+            sentences = Sentences.of(x, starts, real)
+            sentences = sentences if lent is None else sentences.joined()
+        vector, weights = self.pool(pooled, real if lent is None else lent.mask(real), sentences)
         hidden_states = tuple(states) if output_hidden_states else None
         output = BaseModelOutputWithPooling(
             last_hidden_state=x,

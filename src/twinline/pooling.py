@@ -1,56 +1,40 @@
 """From token states to one vector a text: mean, cls, DSE's top-4 concatenation, a learned query.
 
-A pooling is a function ``(hidden_states, mask) -> vector, weights``: the vector (batch, width) in
-fp32 or wider, the weights those that a learned query gave each token, (batch, heads, length) a
-layer, none for the others. ``hidden_states`` is the tuple of every layer's output, the embeddings
-first, each (batch, length, hidden), and ``mask`` (batch, length) is True where a token is real. The
-states may also be (length, hidden), the same for all, with the mask telling who reads which (all
-but ``cls``).
+A pooling is a function ``(hidden_states, mask, sentences) -> vector, weights``: the vector (batch,
+width) in fp32 or wider, the weights those that a learned query gave each token, (batch, heads,
+length) a layer, none for the others. ``hidden_states`` is the tuple of every layer's output, the
+embeddings first, each (batch, length, hidden), and ``mask`` (batch, length) is True where a token
+is real. The states may also be (length, hidden), the same for all, with the mask telling who reads
+which (all but ``cls``). Only a learned query is told the sentences, if it was made so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .stca import STCA
+from .stca import STCA, Sentences, mean
 
 Pooled = tuple[Tensor, tuple[Tensor, ...]]
 
-PIECE = 4096
-"""Tokens that are summed at a time."""
 
-
-def mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the real tokens' states; zeros for a row that has none. (batch, hidden)."""
-    wide = torch.promote_types(hidden.dtype, torch.float32)
-    if hidden.ndim == 2:
-        return (mask.to(wide) @ hidden.to(wide)) / mask.sum(dim=1, keepdim=True).to(wide).clamp_min(
-            1.0
-        )
-    # Piece by piece, so that a long text's weighted states never stand beside the states.
-    pieces = zip(hidden.split(PIECE, dim=1), mask.split(PIECE, dim=1), strict=True)
-    sums = [(x.to(wide) * real.to(wide).unsqueeze(-1)).sum(dim=1) for x, real in pieces]
-    total = torch.stack(sums).sum(dim=0) if len(sums) > 1 else sums[0]
-    return total / mask.sum(dim=1, keepdim=True).to(wide).clamp_min(1.0)
-
-
-def pool_mean(hidden_states: Sequence[Tensor], mask: Tensor) -> Pooled:
+def pool_mean(hidden_states: Sequence[Tensor], mask: Tensor, _: Any = None) -> Pooled:
     """Mean of the last layer's real tokens."""
     return mean(hidden_states[-1], mask), ()
 
 
-def pool_cls(hidden_states: Sequence[Tensor], mask: Tensor) -> Pooled:
+def pool_cls(hidden_states: Sequence[Tensor], mask: Tensor, _: Any = None) -> Pooled:
     """The first real token's state in the last layer."""
     first = mask.to(torch.uint8).argmax(dim=1)
     state = hidden_states[-1][torch.arange(len(first), device=first.device), first]
     return state.to(torch.promote_types(state.dtype, torch.float32)), ()
 
 
-def pool_top4(hidden_states: Sequence[Tensor], mask: Tensor) -> Pooled:
+def pool_top4(hidden_states: Sequence[Tensor], mask: Tensor, _: Any = None) -> Pooled:
     """Token means of the last four layers, concatenated (DSE, arXiv 1908.05161, sec. 4)."""
     return torch.cat([mean(hidden, mask) for hidden in hidden_states[-4:]], dim=-1), ()
 
@@ -58,10 +42,10 @@ def pool_top4(hidden_states: Sequence[Tensor], mask: Tensor) -> Pooled:
 class Latent(nn.Module):
     """STCA whose target is learned, so that vectors can be stored; starts as the mean."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, sentences: bool = False) -> None:
         super().__init__()
         self.target = nn.Parameter(torch.empty(width))
-        self.stca = STCA(width, heads)
+        self.stca = STCA(width, heads, sentences=sentences)
         self.reset()
 
     @torch.no_grad()
@@ -71,8 +55,11 @@ class Latent(nn.Module):
             torch.randn(self.target.shape, generator=torch.Generator().manual_seed(0))
         )
 
-    def forward(self, hidden_states: Sequence[Tensor], mask: Tensor) -> Pooled:
-        pooled: Pooled = self.stca(self.target.expand(len(mask), -1), hidden_states[-1], mask)
+    def forward(
+        self, hidden_states: Sequence[Tensor], mask: Tensor, sentences: Sentences | None = None
+    ) -> Pooled:
+        target = self.target.expand(len(mask), -1)
+        pooled: Pooled = self.stca(target, hidden_states[-1], mask, sentences)
         return pooled
 
 
@@ -80,17 +67,19 @@ class Latent(nn.Module):
 class Pooling:
     """A pooling, what width it makes, and its name in sentence-transformers' Pooling module."""
 
-    make: Callable[[int, int], Callable[[Sequence[Tensor], Tensor], Pooled]]
-    """From hidden size and heads; a module if it has something to learn."""
+    make: Callable[[int, int, bool], Callable[[Sequence[Tensor], Tensor, Sentences | None], Pooled]]
+    """From hidden size, heads, and whether sentences are told; a module if it learns."""
     layers: int = 1
     """How many hidden sizes wide the vector is."""
+    by_sentence: bool = False
+    """Whether it has a use for sentences."""
     stock: str | None = None
     """``pooling_mode`` of sentence-transformers; None if only the model itself can do it."""
 
 
 POOLINGS: dict[str, Pooling] = {
-    "mean": Pooling(lambda width, heads: pool_mean, stock="mean"),
-    "cls": Pooling(lambda width, heads: pool_cls, stock="cls"),
-    "top4": Pooling(lambda width, heads: pool_top4, layers=4),
-    "latent": Pooling(Latent),
+    "mean": Pooling(lambda *_: pool_mean, stock="mean"),
+    "cls": Pooling(lambda *_: pool_cls, stock="cls"),
+    "top4": Pooling(lambda *_: pool_top4, layers=4),
+    "latent": Pooling(Latent, by_sentence=True),
 }

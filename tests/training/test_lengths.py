@@ -143,6 +143,23 @@ def test_virtual_texts_are_short_ones_that_read_others(
     assert 3 < native < 25
 
 
+@pytest.mark.parametrize("construction", ["context", "keyed"])
+def test_texts_that_lend_take_their_prose_from_one_document(
+    construction: str, tiny_pairs: Path, tiny_tokenizer: Any
+) -> None:
+    pairs = load(str(tiny_pairs), scale=(0, 1))
+    stories = ("The sun and rain.", "Dogs run fast.")
+    prose = {story: f"{story} " * 300 for story in stories}
+    builder = Builder(pairs, construction, tiny_tokenizer, Carrier(prose, tiny_tokenizer, "test"))
+    options = LengthOptions(least=64, greatest=(512,), mean=0.9, edge=0.4, real=64)
+    longer = LongSteps((builder,), Lengths(options, 20))
+    built = [one for step in range(20) if (one := longer(step, range(8))).reads is not None]
+    told = [{story for story in stories for text in one.texts if f"{story} {story}" in text}
+            for one in built]  # fmt: skip
+    assert all(len(step) == 1 for step in told)
+    assert set.union(*told) == set(stories)
+
+
 def test_windows_borrow_texts_of_prose_alone(tiny_pairs: Path, tiny_tokenizer: Any) -> None:
     pairs = load(str(tiny_pairs), scale=(0, 1))
     builder = long_steps(pairs, tiny_tokenizer, 1).builders[0]

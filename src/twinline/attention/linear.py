@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .blocks import Layout
 from .blocks import linear_state as linear_state
 from .feature_maps import FEATURE_MAPS
-from .spec import USUAL, AttentionSpec, Ends, Lent, in_fp32, longer, masked
+from .spec import FAINT, USUAL, AttentionSpec, Ends, Lent, in_fp32, longer, masked
 
 TINY = 1e-12
 """Least denominator: a row without a real token divides zero by it and stays zero."""
@@ -93,6 +93,7 @@ class LinearAttention(nn.Module):
         self.block, self.reads_keys = spec.block_size, spec.sentences
         self.q_map = FEATURE_MAPS[spec.feature_map](spec, "query")
         self.k_map = FEATURE_MAPS[spec.feature_map](spec, "key")
+        self.at_start = -FAINT if spec.anchors else 0.0
         self.log_weight: nn.Parameter | None = None
         self.dilution: nn.Parameter | None = None
         if spec.sentences:
@@ -104,7 +105,7 @@ class LinearAttention(nn.Module):
     def reset(self) -> None:
         """Put this module's own parameters at their start."""
         if self.log_weight is not None and self.dilution is not None:
-            self.log_weight.zero_()
+            self.log_weight.fill_(self.at_start)
             self.dilution.fill_(1.0)
 
     def weight(self, count: Tensor | None) -> Tensor:

@@ -15,6 +15,10 @@ from ..options import AttentionOptions, at_least
 USUAL = 512
 """Tokens up to which the rest of a text weighs, against a token's own block, what transfer taught
 it; transfer reads no longer texts."""
+FAINT = 4.0
+"""By how much less, in the logarithm, the rest of a text weighs at the start where a sentence has
+anchors and can do without: what it adds is learned. With softmax's own weights for it the states of
+a sentence are off by a half of their size from those of the sentence alone, without it by 0.07."""
 
 
 @dataclass(frozen=True)

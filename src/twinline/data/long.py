@@ -98,11 +98,12 @@ class Builder:
         self.special = len(token_ids(tokenizer, [""])[0])
         self.words: dict[str, int] = {}
 
-    def pair(self, row: int, length: int, epoch: int = 0) -> LongPair:
+    def pair(self, row: int, length: int, epoch: int = 0, document: int | None = None) -> LongPair:
         """Short pair number ``row`` as a long one of ``length`` tokens, special ones counted.
 
         Args:
             epoch: another number draws other prose and other places.
+            document: the carrier's that both sides take their prose from; None: each draws its own.
         Raises: TwinlineError if a sentence, or what goes with it, is longer than that, or the
             carrier is too short.
         """
@@ -120,6 +121,8 @@ class Builder:
         assert self.carrier is not None
         # Drawn by the pair, so that both sides share it where the construction says so.
         documents = self.carrier.sides(draw, room + SPARE)
+        if document is not None:
+            documents = [document] * 2
         blocks: list[list[str]] = [[sides[0]], [sides[1]]]
         shares = [[draw.random()], [draw.random()]]
         counting = [[0], [0]]
@@ -148,8 +151,21 @@ class Builder:
             spans.append((starts[one], starts[one] + sizes[one]))
         return LongPair(texts[0], texts[1], score, places[0], places[1], (spans[0], spans[1]))
 
-    def prose(self, length: int, epoch: int, number: int) -> str:
+    def document(self, length: int, epoch: int) -> int | None:
+        """One of the carrier's documents with room for ``length`` tokens; None without a carrier.
+
+        Raises: TwinlineError if the carrier is too short.
+        """
+        if self.carrier is None:
+            return None
+        draw = random.Random(f"{self.seed} document {length} {epoch}")
+        return self.carrier.sides(draw, length - self.special + SPARE)[0]
+
+    def prose(self, length: int, epoch: int, number: int, document: int | None = None) -> str:
         """A text of ``length`` tokens of prose alone: what long texts are made of beside sentences.
+
+        Args:
+            document: the carrier's that it is from; None: it draws its own.
 
         Raises: TwinlineError if there is no carrier, or it is too short.
         """
@@ -158,7 +174,8 @@ class Builder:
         key = f"{self.seed} prose {length} {number} {epoch}"
         draw = random.Random(key)
         room = length - self.special
-        document = self.carrier.sides(draw, room + SPARE)[0]
+        drawn = self.carrier.sides(draw, room + SPARE)[0]
+        document = drawn if document is None else document
         text, _, _ = self.assemble([], [], document, room, 0, random.Random(f"{key} 0"))
         return text
 

@@ -89,6 +89,9 @@ class LongBatch:
 class LongSteps:
     """A run's pairs as long ones, built step by step: nothing long is kept.
 
+    All texts of a step that lend one another prose take it from one document, as a long text has
+    it: how a sentence differs from the rest of its text is what it can be found by.
+
     Args:
         builders: of the constructions that are trained on; each step draws one of them.
         apart: lend whole texts of prose alone, and nothing of the pairs' own: an average of windows
@@ -132,9 +135,10 @@ class LongSteps:
             return LongBatch(list(rows), texts, [(0, 0)] * len(texts))
         while True:
             made = {}
+            document = builder.document(length, step) if virtual > length else None
             for row in rows:
                 try:
-                    made[row] = builder.pair(row, length, epoch=step)
+                    made[row] = builder.pair(row, length, step, document)
                 except TooLongError:
                     continue
             if made:
@@ -144,7 +148,7 @@ class LongSteps:
         spans = [pair.spans[side] for side in (0, 1) for pair in made.values()]
         if virtual <= length:
             return LongBatch(list(made), texts, spans)
-        prose = [builder.prose(length, step, number) for number in range(lenders)]
+        prose = [builder.prose(length, step, number, document) for number in range(lenders)]
         places = np.arange(len(texts) + lenders)[len(texts) if apart else 0 :]
         share = 1.0 if apart else 1 - np.mean([end - start for start, end in spans]) / length
         many = round((virtual - length) / (length * share))
