@@ -206,13 +206,16 @@ def test_a_step_of_few_pairs_takes_any_of_its_batch(tiny_pairs: Path, tiny_token
     assert max(max(rows) for rows in few) > 4
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("attention", ["linear", "hybrid"])
 def test_training_on_virtual_texts_finds_the_sentence(
-    attention: str, tiny_bert: Path, tiny_pairs: Path, tiny_tokenizer: Any
+    attention: str, apart: bool, tiny_bert: Path, tiny_pairs: Path, tiny_tokenizer: Any
 ) -> None:
     pairs = load(str(tiny_pairs), scale=(0, 1))
     torch.manual_seed(0)
-    student = Encoder(convert(tiny_bert, attention=attention, pooling="latent", block_size=8))
+    model = convert(tiny_bert, attention=attention, pooling="latent", block_size=8, sentences=apart,
+                    anchors=apart)  # fmt: skip
+    student = Encoder(model)
     steps = 40
     options = DistillOptions(
         alpha=0, epochs=steps / 8, pairs=8, learning_rate=3e-3, match=1.0, states=0.5, attend=1.0,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import Layout
+from .blocks import Layout, ends_of
 from .blocks import linear_state as linear_state
 from .feature_maps import FEATURE_MAPS
 from .spec import FAINT, USUAL, AttentionSpec, Ends, Lent, in_fp32, longer, masked
@@ -136,18 +136,18 @@ class LinearAttention(nn.Module):
         state = linear_state(masked(keys, mask), v)
         if lent is not None:
             state = state + lent.gathered(linear_state(masked(keys, lent.tokens), v))
+        if ends is not None:  # a map is asked once for a text: what it reports is every key's gain
+            ends = replace(ends, k=ends_of(keys, mask))
         return self.made(q, keys, v, mask, state, count, starts, ends)
 
     def made(
         self, q: Tensor, keys: Tensor, v: Tensor, mask: Tensor | None, state: Tensor,
         count: Tensor | None, starts: Tensor | None, ends: Ends | None,
     ) -> Tensor:  # fmt: skip
-        """The output where ``state`` is known, of features ``keys``."""
+        """The output where ``state`` is known, of features ``keys``, and ``ends`` in them."""
         if self.log_weight is None or starts is None:
             return linear_read(self.q_map(q), state)
         layout = Layout.of(starts, mask, self.block)
-        if ends is not None:
-            ends = replace(ends, k=self.k_map(ends.k, count))
         return sentence_attention(self.q_map(q), keys, v, state, self.weight(count), layout, ends)
 
     @partial(in_fp32, back=False)
@@ -173,4 +173,6 @@ class LinearAttention(nn.Module):
         if kv is None:
             return linear_read(self.q_map(q), state)
         k, v = kv
+        if ends is not None:
+            ends = replace(ends, k=self.k_map(ends.k, count))
         return self.made(q, self.k_map(k, count), v, mask, state, count, starts, ends)
