@@ -30,10 +30,11 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--split", default="validation")
+    parser.add_argument("--carrier", default="novels")
     given = parser.parse_args()
     student, twin = Encoder(given.student), Encoder(given.twin)
     pairs = load("stsb", given.split)
-    carrier = load_carrier("novels", given.split, student.tokenizer)
+    carrier = load_carrier(given.carrier, given.split, student.tokenizer)
     builder = Builder(pairs, "context", student.tokenizer, carrier)
     rows = np.random.default_rng(0).permutation(len(pairs))[: given.pairs].tolist()
     vectors: dict[str, list[torch.Tensor]] = {"student": [], "told": [], "twin": []}
