@@ -17,8 +17,8 @@ USUAL = 512
 it; transfer reads no longer texts."""
 FAINT = 4.0
 """By how much less, in the logarithm, the rest of a text weighs at the start where a sentence has
-anchors and can do without: what it adds is learned. With softmax's own weights for it the states of
-a sentence are off by a half of their size from those of the sentence alone, without it by 0.07."""
+anchors and can do without: what it adds is learned. Softmax's own weights for it would mix
+sentences from the start."""
 
 
 @dataclass(frozen=True)
