@@ -97,11 +97,10 @@ def read_sentences(
     """
     k_ends, v_ends = (None, None) if ends is None else (ends.k, ends.v)
     blocks = layout.blocks(q), layout.blocks(k, k_ends), layout.blocks(v, v_ends)
-    out, log_near = near_softmax(*blocks, layout.near(ends))
-    queries = None if q_features is None else layout.blocks(q_features)
-    far = None if state is None else state[:, :, None]
-    out, log_odds = joined(out, log_near, queries, layout.blocks(log_weight), far)
-    out, log_odds = (layout.back(x.flatten(2, 3)) for x in (out, log_odds))
+    near = near_softmax(*blocks, layout.near(ends))
+    # Back first: the state is the same for all, and features are the widest there is to move.
+    out, log_near = (layout.back(x.flatten(2, 3)) for x in near)
+    out, log_odds = joined(out, log_near, q_features, log_weight, state)
     return out, log_odds.squeeze(-1)
 
 
@@ -158,9 +157,10 @@ def read_blocks(
 def joined(
     out: Tensor, log_near: Tensor, q_features: Tensor | None, log_weight: Tensor, far: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """``near_softmax``'s results joined with ``far``: the output, and the log-odds, block by block.
+    """``near_softmax``'s results joined with ``far``: the output, and the log-odds.
 
-    All (batch, heads, blocks, block, width); far (batch, heads, blocks or 1, features, width + 1).
+    All (batch, heads, blocks, block, width), and far (batch, heads, blocks, features, width + 1),
+    or all without blocks.
     """
     wide = log_near.dtype
     never = torch.finfo(wide).min
@@ -188,7 +188,8 @@ def near_softmax(q: Tensor, k: Tensor, v: Tensor, near: Tensor | None) -> tuple[
     wide = torch.promote_types(v.dtype, torch.float32)
     # The lowest finite number: a query with no near key gets a mean, not NaN, and is zeroed.
     least = torch.finfo(wide).min
-    if not torch.is_grad_enabled() and q.device.type == "cpu" and wide == torch.float32:
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if not learns and q.device.type == "cpu" and wide == torch.float32:
         # PyTorch's flash kernel for processors returns the log-sum-exp, without a gradient.
         batch, blocks = q.shape[0], q.shape[2]
         added = None
@@ -205,8 +206,12 @@ def near_softmax(q: Tensor, k: Tensor, v: Tensor, near: Tensor | None) -> tuple[
         scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).to(wide)
         if near is not None:
             scores = scores.masked_fill(~near, least)
-        log_near = torch.logsumexp(scores, dim=-1, keepdim=True)
-        out = torch.exp(scores - log_near).to(v.dtype) @ v
+        # One exponential of every score: it is what most of a training step's time goes to.
+        top = scores.detach().amax(dim=-1, keepdim=True)
+        weights = torch.exp(scores - top)
+        total = weights.sum(dim=-1, keepdim=True)
+        log_near = top + torch.log(total)
+        out = (weights.to(v.dtype) @ v) / total.to(v.dtype)
     if near is not None:
         out = out * near.any(dim=-1, keepdim=True).to(v.dtype)
     return out, log_near
