@@ -2,21 +2,26 @@
 
     python benchmarks/finding.py MODEL
 
-Sentences of STS-B stand among consecutive ones of a document; each is the mean of its states in
-MODEL read one by one (a hybrid with anchors, its far branch off), so that what is compared is
-finding alone. Latent pooling is trained on novels with and without its ``contrast`` (see ``stca``),
-three seeds each, and asked which of a text's sentences weighs most: in other authors' novels and
-in meetings, on the validation split.
+Sentences of STS-B stand among consecutive ones of a document; each is the mean of its states in a
+layer of MODEL read one by one (a hybrid with anchors, its far branch off), so that what is compared
+is finding alone. A query is trained on novels, three seeds each, told more and more: nothing of the
+rest of the text; the text's mean, as latent pooling is (``contrast`` in ``stca``); the sentences
+beside each one; how like them and the mean a sentence is, in a learned subspace. The last two are
+trials that latent pooling does not have, and so is the middle layer. It is asked which of a text's
+sentences weighs most: in other authors' novels and in meetings, on the validation split.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import random
+from itertools import product
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from twinline.batching import pad
 from twinline.conversion import convert
@@ -24,26 +29,30 @@ from twinline.data import load
 from twinline.data.carriers import load_carrier
 from twinline.encoder import Encoder
 from twinline.evaluate import far_off
-from twinline.pooling import Latent
 from twinline.sentences import sentence_starts
-from twinline.stca import Sentences
+from twinline.stca import USUAL, Sentences
 
 TOKENS, STRETCHES, TARGETS = 2048, 40, 1500
 STEPS, TEXTS, RATE = 300, 64, 1e-3
 PROSE = ("novels", "qmsum")
+LAYERS = (4, 6)
+TOLD = ("nothing", "the mean", "its neighbours", "its likeness to them")
+NEAR, SUBSPACE, HEADS = 3, 64, 12
 
 
 @torch.inference_mode()
 def sentence_means(encoder: Encoder, text: str, whole: bool = False) -> Tensor:
-    """Each sentence's mean state, (sentences, width), special tokens left out; or the whole text's
-    as of one."""
+    """Each sentence's mean states, (sentences, LAYERS, width), special tokens left out; or the
+    whole text's as of one."""
     ids, mask = pad(encoder.tokenize([text])[0], encoder.model.config.pad_token_id)
-    states = encoder.model(ids, mask).last_hidden_state
+    states = encoder.model(ids, mask, output_hidden_states=True).hidden_states
     assert encoder.model.roles is not None
     starts = sentence_starts(ids, mask.bool(), encoder.model.roles)[:, 1:-1]
     starts[:, 1:] &= not whole
     starts[:, 0] = True
-    return Sentences.of(states[:, 1:-1], starts, torch.ones_like(starts)).means[0].clone()
+    every = torch.ones_like(starts)
+    of = [Sentences.of(states[layer][:, 1:-1], starts, every).means[0] for layer in LAYERS]
+    return torch.stack(of, dim=1)
 
 
 def texts(targets: Tensor, prose: list[Tensor], draw: random.Random) -> tuple[Tensor, Tensor]:
@@ -60,26 +69,56 @@ def texts(targets: Tensor, prose: list[Tensor], draw: random.Random) -> tuple[Te
     return torch.stack(made), torch.tensor(places)
 
 
-def weights_of(pool: Latent, states: Tensor) -> Tensor:
-    """(texts, heads, sentences); every state is a sentence by itself."""
-    every = torch.ones(states.shape[:2], dtype=torch.bool)
-    return pool([states], every, Sentences.of(states, every, every))[1][-1]
+class Query(nn.Module):
+    """Weights (texts, heads, sentences) of sentences (texts, sentences, width), sharpened by the
+    logarithm of their number; ``told`` is how many of ``TOLD`` it knows beside the first."""
+
+    def __init__(self, width: int, told: int) -> None:
+        super().__init__()
+        self.told = told
+        self.key, self.contrast, self.nearby = (
+            nn.Parameter(torch.zeros(HEADS, width)) for _ in range(3)
+        )
+        self.subspace = nn.Parameter(torch.randn(SUBSPACE, width) * width**-0.5)
+        self.likeness = nn.Parameter(torch.zeros(2, HEADS))
+        self.sharpness = nn.Parameter(torch.full((HEADS, 1), 1 / math.log(USUAL)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole, near = x.mean(dim=1, keepdim=True), torch.zeros_like(x)
+        count = x.new_zeros(x.shape[1], 1)
+        for away in range(1, NEAR + 1):
+            near[:, away:] += x[:, :-away]
+            near[:, :-away] += x[:, away:]
+            count[away:] += 1
+            count[:-away] += 1
+        near = near / count
+        logits, scale = x @ self.key.T, x.shape[-1] ** 0.5
+        if self.told > 0:
+            logits = logits + scale * (x * whole) @ self.contrast.T
+        if self.told > 1:
+            logits = logits + scale * (x * near) @ self.nearby.T
+        if self.told > 2:
+            own, beside, of_all = (
+                F.normalize(y @ self.subspace.T, dim=-1) for y in (x, near, whole)
+            )
+            like = torch.stack([(own * beside).sum(-1), (own * of_all).sum(-1)], dim=-1)
+            logits = logits + scale * like @ self.likeness
+        return (logits.transpose(1, 2) * self.sharpness * math.log(x.shape[1])).softmax(dim=-1)
 
 
-def trained(targets: Tensor, prose: list[Tensor], contrast: bool, seed: int) -> Latent:
-    """A pooling that was shown where the targets are."""
-    draw, pool = random.Random(seed), Latent(targets.shape[1], 12, sentences=True)
-    for layer in pool.stca.layers:
-        layer.contrast.requires_grad_(contrast)
-    optimiser = torch.optim.AdamW(pool.parameters(), lr=RATE, weight_decay=0.0)
+def trained(targets: Tensor, prose: list[Tensor], told: int, seed: int) -> Query:
+    """A query that was shown where the targets are."""
+    torch.manual_seed(seed)
+    draw, query = random.Random(seed), Query(targets.shape[1], told)
+    optimiser = torch.optim.AdamW(query.parameters(), lr=RATE, weight_decay=0.0)
     for _ in range(STEPS):
         states, places = texts(targets, prose, draw)
-        share = weights_of(pool, states)[torch.arange(TEXTS), :, places]
+        share = query(states)[torch.arange(TEXTS), :, places]
         loss = -share.clamp_min(1e-9).log().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    return pool
+    return query
 
 
 def main() -> None:
@@ -104,21 +143,26 @@ def main() -> None:
     with far_off(encoder.model):
         train = short("train"), read("train", "novels")
         tests = {source: (short("validation"), read("validation", source)) for source in PROSE}
-    for contrast in (False, True):
-        pools = [trained(*train, contrast, seed) for seed in range(3)]
+    for (place, layer), (told, name) in product(enumerate(LAYERS), enumerate(TOLD)):
+        queries = [trained(*of_layer(place, *train), told, seed) for seed in range(3)]
         for source, test in tests.items():
             found = []
-            for pool in pools:
+            for query in queries:
                 asked = random.Random(0)
                 with torch.no_grad():
                     for _ in range(8):
-                        states, places = texts(*test, asked)
-                        best = weights_of(pool, states).mean(dim=1).argmax(dim=1)
+                        states, places = texts(*of_layer(place, *test), asked)
+                        best = query(states).mean(dim=1).argmax(dim=1)
                         found.append(float((best == places).float().mean()))
             by_seed = np.array(found).reshape(3, -1).mean(axis=1)
-            print(f"{'with' if contrast else 'without'} contrast, {source}: the sentence weighs "
-                  f"most in {by_seed.mean():.2f} of the texts (seeds {by_seed.round(2)})",
+            print(f"layer {layer}, told {name}, {source}: the sentence weighs most in "
+                  f"{by_seed.mean():.2f} of the texts (seeds {by_seed.round(2)})",
                   flush=True)  # fmt: skip
+
+
+def of_layer(place: int, targets: Tensor, prose: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Targets and prose as the layer ``LAYERS[place]`` has them."""
+    return targets[:, place], [stretch[:, place] for stretch in prose]
 
 
 if __name__ == "__main__":

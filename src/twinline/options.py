@@ -260,6 +260,10 @@ class DistillOptions(TrainOptions):
     keys' gains, in the upper half of the layers, that lies on the sentence that counts."""
     added_rate: float = 1.0
     """Learning rate of what conversion added, and of a learned head, as a multiple."""
+    pooling_only: bool = False
+    """Latent pooling: train what it weighs states by alone, and leave its values and the encoder as
+    they are. A step is then a third of the work, and what the encoder knows of texts that it is not
+    trained on stays."""
     group: bool | None = None
     """Put pairs with the same first text into one batch, where it is read once; None: if they have
     two pairs or more on average, as a query with its candidates."""

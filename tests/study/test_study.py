@@ -40,13 +40,15 @@ transfer_texts: [builtin]
 train: {{match: 1.0, states: 1.0, attend: 0.1, pairs: 8, schedule: constant, keep_best: false}}
 lengths: {{least: 32, mean: 0.4, edge: 0.3, equal: tokens, native: 0.2}}
 train_lengths: [48, 128]
+pooling_steps: [3, 2]
 steps: [{steps}, 2]
 curve_points: [1, 1]
 curve_pairs: 10
 arms:
   - {{name: hybrid, poolings: [latent], model: {{block_size: 16, sentences: true}}, real: 64,
       seeds: [0, 1]}}
-  - {{name: softmax-windows512, real: 64}}
+  - {{name: softmax-windows512, poolings: [latent], real: 64, frozen: true}}
+  - {{name: softmax-windows512, poolings: [mean], real: 64}}
   - {{name: softmax-full, poolings: [mean], train_lengths: [48]}}
   - {{name: linear, label: linear-real, poolings: [mean], virtual: false, equal: pairs}}
 rates: [1.0e-4, 1.0e-3]

@@ -94,6 +94,16 @@ def test_matching_draws_the_vectors_to_the_twins(tiny_bert: Path, pairs: Pairs) 
     assert distance() < before / 2
 
 
+def test_a_pooling_learns_alone(tiny_bert: Path, pairs: Pairs) -> None:
+    student = fresh(tiny_bert, pooling="latent")
+    before = {name: p.detach().clone() for name, p in student.model.named_parameters()}
+    distill(student, pairs, options=DistillOptions(alpha=0, epochs=1, pairs=8, pooling_only=True))
+    changed = {name for name, p in student.model.named_parameters() if not p.equal(before[name])}
+    assert changed
+    assert all(name.startswith("pool.") for name in changed)
+    assert all(p.requires_grad for p in student.model.parameters())
+
+
 def test_shared_texts_are_encoded_once_with_the_same_gradient(tiny_bert: Path) -> None:
     encoder = fresh(tiny_bert, hidden_dropout_prob=0.0)
     ids = encoder.tokenize(["a man plays", "green grass", "a man plays", "dogs run fast"])[0]

@@ -101,12 +101,20 @@ class ArmOptions:
     """What steps have in common, if not what the study's lengths say."""
     train_lengths: tuple[int, ...] = ()
     """Stages of this arm; none given: the study's."""
+    frozen: bool = False
+    """Latent pooling: it learns alone (the study's pooling_steps), the encoder stays as it is after
+    transfer."""
 
     def __post_init__(self) -> None:
         choice("an arm's name", (self.name,), ARMS)
         choice("poolings", self.poolings, POOLINGS)
         rising("train_lengths", self.train_lengths)
         numbers("seeds", self.seeds, int)
+        if self.frozen and self.poolings != ("latent",):
+            raise TwinlineError(
+                f"The arm {self.name} is frozen, and only latent pooling learns without the "
+                "encoder: give poolings [latent]."
+            )
         if not self.seeds or not self.poolings:
             raise TwinlineError(f"The arm {self.name} needs at least one seed and one pooling.")
 
@@ -189,6 +197,9 @@ class Grid:
     """The longest texts of the stages, each warm-started from the one before."""
     steps: tuple[int, ...] = (300, 300, 300)
     """Steps of each stage."""
+    pooling_steps: tuple[int, ...] = ()
+    """Steps before those of each stage in which a learned pooling learns alone, by train's rate;
+    none given: none."""
     rates: tuple[float, ...] = ()
     """Learning rates of which each arm's first run, of its first seed and pooling, takes the best
     for all of them; none given: that of train."""
@@ -217,15 +228,19 @@ class Grid:
         rising("train_lengths", self.train_lengths)
         numbers("rates", self.rates, float)
         for arm in self.arms:
+            if arm.frozen and not self.pooling_steps:
+                raise TwinlineError(
+                    f"The arm {arm.known} is frozen: give pooling_steps, or it learns nothing."
+                )
             if len(arm.train_lengths) > len(self.train_lengths):
                 raise TwinlineError(
                     f"The arm {arm.known} has more train_lengths than the study's "
                     f"{len(self.train_lengths)}, whose steps its stages take."
                 )
-        for name in ("steps", "curve_points"):
+        for name, least in (("steps", 1), ("curve_points", 1), ("pooling_steps", 0)):
             given = getattr(self, name)
-            numbers(name, given, int, 1)
-            if len(given) != len(self.train_lengths):
+            numbers(name, given, int, least)
+            if (given or least) and len(given) != len(self.train_lengths):
                 raise TwinlineError(
                     f"{name} must be one number for each of {len(self.train_lengths)} "
                     f"train_lengths, not {given}."

@@ -15,6 +15,7 @@ from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..files import read_lines
 from ..machine import keep_memory
+from ..training.lengths import Lengths
 from .grid import Grid, RunPlan, read_grid
 from .run import complete, lengths_of, run_one, run_yardstick
 from .workshop import Workshop
@@ -70,11 +71,10 @@ def estimate(plan: RunPlan, speed: Speed, pairs: dict[str, int]) -> Estimate:
     """From lengths and steps alone; softmax over whole long texts is slower than said here."""
     training = testing = 0
     for stage, length in enumerate(plan.stages):
-        lengths = lengths_of(plan, stage)
-        for step in range(plan.grid.steps[stage]):
-            native = not lengths[step]
-            each = 20 if native else lengths.real(step)
-            training += 2 * lengths.pairs(step, plan.grid.train.pairs) * each
+        if not plan.arm.frozen:
+            training += tokens_of(plan, lengths_of(plan, stage))
+        if plan.pooling == "latent" and plan.grid.pooling_steps:  # which goes forward alone
+            training += tokens_of(plan, lengths_of(plan, stage, pooling=True)) // 3
         for split, name, test in plan.tests(last=stage == len(plan.stages) - 1):
             count = min(test.pairs or pairs[split], pairs[split])
             cut = 512 if name == "softmax-cut512" else max(*test.lengths, 20)
@@ -85,6 +85,13 @@ def estimate(plan: RunPlan, speed: Speed, pairs: dict[str, int]) -> Estimate:
         first = training * plan.grid.pilot // sum(plan.grid.steps)
         training += len(plan.grid.rates) * first
     return Estimate(plan, training, testing, training / speed.training + testing / speed.encoding)
+
+
+def tokens_of(plan: RunPlan, lengths: Lengths) -> int:
+    """Tokens that all steps read."""
+    each = [lengths.real(step) if lengths[step] else 20 for step in range(lengths.steps)]
+    pairs = [lengths.pairs(step, plan.grid.train.pairs) for step in range(lengths.steps)]
+    return sum(2 * count * tokens for count, tokens in zip(pairs, each, strict=True))
 
 
 def results_folder(grid: Grid, results: Path) -> Path:

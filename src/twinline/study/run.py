@@ -29,32 +29,37 @@ from ..statistics import correlation
 from ..training import distill
 from ..training.lengths import Lengths, LongSteps
 from .grid import NATIVE, WINDOW, EvalOptions, Grid, RunPlan
-from .measure import flops
+from .measure import COSTS, flops
 from .workshop import SEED, Workshop
 
 CALIBRATION = 24
 """Long training texts on which int8 finds its ranges."""
 
 
-def lengths_of(plan: RunPlan, stage: int) -> Lengths:
-    """The lengths of a stage's steps: the same draws for every arm of a seed (what is virtual is
-    not)."""
-    length = plan.stages[stage]
+POOLING_SEED = 500
+"""Beside a stage's own: what the pooling learns from alone is not read again by the stage."""
+
+
+def lengths_of(plan: RunPlan, stage: int, pooling: bool = False) -> Lengths:
+    """The lengths of a stage's steps, or of those before them in which the pooling learns alone:
+    the same draws for every arm of a seed (what is virtual is not)."""
+    length, grid = plan.stages[stage], plan.grid
     options = replace(
-        plan.grid.lengths,
-        least=min(plan.grid.lengths.least, length),
+        grid.lengths,
+        least=min(grid.lengths.least, length),
         greatest=(length,),
         shares=(),
         real=min(plan.arm.real, length) if plan.virtual else None,
-        equal=plan.arm.equal or plan.grid.lengths.equal,
+        equal=plan.arm.equal or grid.lengths.equal,
     )
-    return Lengths(options, plan.grid.steps[stage], 1000 * plan.seed + stage)
+    seed = 1000 * plan.seed + stage + POOLING_SEED * pooling
+    return Lengths(options, (grid.pooling_steps if pooling else grid.steps)[stage], seed)
 
 
-def steps_of(plan: RunPlan, stage: int, shop: Workshop) -> LongSteps:
-    """The texts that a stage trains on: from the same order of pairs for every arm of a seed, in
-    other prose where arms really read another length."""
-    grid, lengths = plan.grid, lengths_of(plan, stage)
+def steps_of(plan: RunPlan, lengths: Lengths, shop: Workshop) -> LongSteps:
+    """The texts of a stage's steps: from the same order of pairs for every arm of a seed, in other
+    prose where arms really read another length."""
+    grid = plan.grid
     carriers = [shop.carrier(source, "train") for source in grid.train_carriers or (grid.carrier,)]
     builders = tuple(
         Builder(shop.train, construction, shop.tokenizer, carrier, lengths.seed)
@@ -70,21 +75,25 @@ def train_stage(
     student: Encoder,
     shop: Workshop,
     work: Path,
-    rate: float,
+    rate: float | None = None,
     steps: int | None = None,
 ) -> list[dict[str, float]]:
-    """Train one stage in place. Returns: its curve, costs counted from the stage's start.
+    """Train one stage in place, or before it the pooling alone. Returns: the curve, costs counted
+    from its start.
 
     Args:
+        rate: None: it is the pooling alone that learns, by the grid's own.
         steps: of a pilot; it reads what the stage's first steps would.
     """
-    grid = plan.grid
-    longer = steps_of(plan, stage, shop)
+    grid, alone = plan.grid, rate is None
+    lengths = lengths_of(plan, stage, pooling=alone)
     per_epoch = -(-len(shop.train) // grid.train.pairs)
-    steps = steps or grid.steps[stage]
+    points = grid.curve_points[stage] if plan.arm.frozen or not alone else 1
+    losses = replace(grid.train, states=0.0, gather=0.0) if alone else grid.train  # the encoder's
     options = replace(
-        grid.train, seed=1000 * plan.seed + stage, epochs=steps / per_epoch, learning_rate=rate,
-        evaluate_every=-(-grid.steps[stage] // grid.curve_points[stage]),
+        losses, seed=lengths.seed, epochs=(steps or lengths.steps) / per_epoch,
+        learning_rate=rate or grid.train.learning_rate, pooling_only=alone,
+        evaluate_every=-(-lengths.steps // points),
         attend=grid.train.attend if plan.pooling == "latent" else 0.0,
     )  # fmt: skip
     validation = shop.long(
@@ -94,7 +103,8 @@ def train_stage(
         student, shop.train, teacher_scores=shop.teacher_scores() if options.alpha else None,
         twin=shop.softmax() if options.match else None,
         goals=shop.goals() if options.match else None, validation=validation.pairs,
-        options=options, longer=longer, folder=work, show_progress=shop.show,
+        options=options, longer=steps_of(plan, lengths, shop), folder=work,
+        show_progress=shop.show,
     )  # fmt: skip
     config = student.model.config
     length = min(plan.arm.real, plan.stages[stage]) if plan.virtual else plan.stages[stage]
@@ -104,7 +114,7 @@ def train_stage(
             "pairs": line.pairs,
             "tokens": line.tokens,
             "seconds": round(line.seconds, 1),
-            "flops": 3 * flops(config, line.tokens, length),
+            "flops": (1 if alone else 3) * flops(config, line.tokens, length),
             "pearson": round(line.validation_pearson, 5),
         }
         for line in run.log
@@ -221,9 +231,11 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
     for stage, length in enumerate(plan.stages):
         folder = work / f"stage-{length}"
         if not (folder / "config.json").is_file():
-            rate = chosen_rate(plan, shop, work, results, lines)
-            student, cost = start_of(plan, stage, shop, work)
-            curve = train_stage(plan, stage, student, shop, work / f"stage-{length}.work", rate)
+            student, cost, curve = start_of(plan, stage, shop, work)
+            if not plan.arm.frozen:
+                rate = chosen_rate(plan, shop, work, results, lines)
+                trained = work / f"stage-{length}.work"
+                curve = joined(curve, train_stage(plan, stage, student, shop, trained, rate))
             if not stage and not lines.has({"what": "transfer"}):
                 lines.add({"what": "transfer", **cost})
             if not lines.has({"what": "curve", "train_length": length}):
@@ -262,7 +274,7 @@ def chosen_rate(plan: RunPlan, shop: Workshop, work: Path, results: Path, lines:
     else:
         for rate in grid.rates:
             if not lines.has({"what": "pilot", "rate": rate}):
-                student, _ = shop.start(plan)
+                student, *_ = start_of(plan, 0, shop, work)
                 folder = work / f"pilot-{rate:g}.work"
                 curve = train_stage(plan, 0, student, shop, folder, rate, steps=grid.pilot)
                 lines.add({"what": "pilot", "rate": rate, "pearson": curve[-1]["pearson"]})
@@ -272,12 +284,28 @@ def chosen_rate(plan: RunPlan, shop: Workshop, work: Path, results: Path, lines:
 
 def start_of(
     plan: RunPlan, stage: int, shop: Workshop, work: Path
-) -> tuple[Encoder, dict[str, float]]:
-    """What a stage starts from: the stage before, or the transferred model, and its costs."""
+) -> tuple[Encoder, dict[str, float], list[dict[str, float]]]:
+    """What a stage starts from: the stage before, or the transferred model with its costs; and the
+    curve of what its pooling has learned alone since."""
+    cost: dict[str, float] = {}
     if stage:
         before = work / f"stage-{plan.stages[stage - 1]}"
-        return Encoder(before, windows=plan.kind.windows), {}
-    return shop.start(plan)
+        student = Encoder(before, windows=plan.kind.windows)
+    else:
+        student, cost = shop.start(plan)
+    if plan.pooling != "latent" or not any(plan.grid.pooling_steps[stage : stage + 1]):
+        return student, cost, []
+    folder = work / f"pooling-{plan.stages[stage]}.work"
+    return student, cost, train_stage(plan, stage, student, shop, folder)
+
+
+def joined(before: list[dict[str, float]], curve: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Two curves as one: the second starts where the first ended."""
+    if not before:
+        return curve
+    costs = before[-1]
+    later = [{**p, **{name: p[name] + costs[name] for name in COSTS}} for p in curve[1:]]
+    return [*before, *later]
 
 
 def complete(plan: RunPlan, file: Path) -> bool:

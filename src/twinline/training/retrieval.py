@@ -22,7 +22,7 @@ from ..loop import Batch, Run, train, weights_of
 from ..options import ConvertRecipe, RetrievalOptions, RetrievalRecipe
 from ..reading import Reader
 from ..windows import cut
-from .distill import ADDED, words_frozen
+from .distill import ADDED, frozen
 from .lengths import Lengths
 from .losses import in_batch_negatives, listwise
 from .pipeline import converted
@@ -127,7 +127,7 @@ def train_retrieval(
     def evaluate() -> float:
         return float(np.mean([evaluate_retrieval(student, t).ndcg10.value for t in validation]))
 
-    with words_frozen(student, options.freeze_words):
+    with frozen(student, options.freeze_words):
         run = train(
             Searcher(student), batch_at, loss, options.loop(steps),
             folder=folder,
