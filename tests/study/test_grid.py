@@ -28,7 +28,7 @@ def grid_file(folder: Path, text: str) -> Path:
         ("steps: [10]", "one number for each of 3"),
         ("pooling_steps: [10]", "one number for each of 3"),
         ("arms: [{name: hybrid, frozen: true}]", "only latent pooling learns without the encoder"),
-        ("arms: [{name: hybrid, frozen: true, poolings: [latent]}]", "give pooling_steps"),
+        ("arms: [{name: hybrid, frozen: true, poolings: [latent]}]", "give every stage"),
         ("pooling_steps: [10, -1, 10]", "pooling_steps must be a list of ints of at least 0"),
         ("train_lengths: [512, 128, 2048]", "train_lengths must rise"),
         ("train_lengths: [128, 128, 512]", "train_lengths must rise"),

@@ -228,9 +228,10 @@ class Grid:
         rising("train_lengths", self.train_lengths)
         numbers("rates", self.rates, float)
         for arm in self.arms:
-            if arm.frozen and not self.pooling_steps:
+            if arm.frozen and not (self.pooling_steps and all(self.pooling_steps)):
                 raise TwinlineError(
-                    f"The arm {arm.known} is frozen: give pooling_steps, or it learns nothing."
+                    f"The arm {arm.known} is frozen: give every stage pooling_steps, or it learns "
+                    "nothing."
                 )
             if len(arm.train_lengths) > len(self.train_lengths):
                 raise TwinlineError(

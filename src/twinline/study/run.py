@@ -34,8 +34,6 @@ from .workshop import SEED, Workshop
 
 CALIBRATION = 24
 """Long training texts on which int8 finds its ranges."""
-
-
 POOLING_SEED = 500
 """Beside a stage's own: what the pooling learns from alone is not read again by the stage."""
 
@@ -231,9 +229,9 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
     for stage, length in enumerate(plan.stages):
         folder = work / f"stage-{length}"
         if not (folder / "config.json").is_file():
+            rate = None if plan.arm.frozen else chosen_rate(plan, shop, work, results, lines)
             student, cost, curve = start_of(plan, stage, shop, work)
-            if not plan.arm.frozen:
-                rate = chosen_rate(plan, shop, work, results, lines)
+            if rate is not None:
                 trained = work / f"stage-{length}.work"
                 curve = joined(curve, train_stage(plan, stage, student, shop, trained, rate))
             if not stage and not lines.has({"what": "transfer"}):
