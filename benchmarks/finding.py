@@ -4,11 +4,11 @@
 
 Sentences of STS-B stand among consecutive ones of a document; each is the mean of its states in a
 layer of MODEL read one by one (a hybrid with anchors, its far branch off), so that what is compared
-is finding alone. A query is trained on novels, three seeds each, told more and more: nothing of the
-rest of the text; the text's mean, as latent pooling is (``contrast`` in ``stca``); the sentences
-beside each one; how like them and the mean a sentence is, in a learned subspace. The last two are
-trials that latent pooling does not have, and so is the middle layer. It is asked which of a text's
-sentences weighs most: in other authors' novels and in meetings, on the validation split.
+is finding alone. Latent pooling as it is, and a query told more and more, are trained on novels,
+three seeds each. The query is told nothing of the rest of the text; its mean, as latent pooling is;
+the sentences beside each one; how like them and the mean a sentence is, in a learned subspace. The
+last two are trials, and so is the middle layer. Each is asked which of a text's sentences weighs
+most: in other authors' novels and in meetings, on the validation split.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 import math
 import random
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -29,6 +31,7 @@ from twinline.data import load
 from twinline.data.carriers import load_carrier
 from twinline.encoder import Encoder
 from twinline.evaluate import far_off
+from twinline.pooling import Latent
 from twinline.sentences import sentence_starts
 from twinline.stca import USUAL, Sentences
 
@@ -36,7 +39,6 @@ TOKENS, STRETCHES, TARGETS = 2048, 40, 1500
 STEPS, TEXTS, RATE = 300, 64, 1e-3
 PROSE = ("novels", "qmsum")
 LAYERS = (4, 6)
-TOLD = ("nothing", "the mean", "its neighbours", "its likeness to them")
 NEAR, SUBSPACE, HEADS = 3, 64, 12
 
 
@@ -69,9 +71,21 @@ def texts(targets: Tensor, prose: list[Tensor], draw: random.Random) -> tuple[Te
     return torch.stack(made), torch.tensor(places)
 
 
+class AsItIs(nn.Module):
+    """Latent pooling's weights (texts, heads, sentences) of sentences (texts, sentences, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.pool = Latent(width, HEADS, sentences=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        every = torch.ones(x.shape[:2], dtype=torch.bool)
+        return self.pool([x], every, Sentences.of(x, every, every))[1][-1]
+
+
 class Query(nn.Module):
-    """Weights (texts, heads, sentences) of sentences (texts, sentences, width), sharpened by the
-    logarithm of their number; ``told`` is how many of ``TOLD`` it knows beside the first."""
+    """The same of one query, sharpened by the logarithm of the sentences' number; ``told`` nothing
+    (0), the mean (1), the neighbours too (2), the likeness too (3)."""
 
     def __init__(self, width: int, told: int) -> None:
         super().__init__()
@@ -106,10 +120,21 @@ class Query(nn.Module):
         return (logits.transpose(1, 2) * self.sharpness * math.log(x.shape[1])).softmax(dim=-1)
 
 
-def trained(targets: Tensor, prose: list[Tensor], told: int, seed: int) -> Query:
-    """A query that was shown where the targets are."""
+FINDERS: dict[str, Callable[[int], nn.Module]] = {
+    "latent pooling": AsItIs,
+    "told nothing": partial(Query, told=0),
+    "told the mean": partial(Query, told=1),
+    "told its neighbours": partial(Query, told=2),
+    "told its likeness to them": partial(Query, told=3),
+}
+
+
+def trained(
+    finder: Callable[[int], nn.Module], targets: Tensor, prose: list[Tensor], seed: int
+) -> nn.Module:
+    """One that was shown where the targets are."""
     torch.manual_seed(seed)
-    draw, query = random.Random(seed), Query(targets.shape[1], told)
+    draw, query = random.Random(seed), finder(targets.shape[1])
     optimiser = torch.optim.AdamW(query.parameters(), lr=RATE, weight_decay=0.0)
     for _ in range(STEPS):
         states, places = texts(targets, prose, draw)
@@ -143,8 +168,8 @@ def main() -> None:
     with far_off(encoder.model):
         train = short("train"), read("train", "novels")
         tests = {source: (short("validation"), read("validation", source)) for source in PROSE}
-    for (place, layer), (told, name) in product(enumerate(LAYERS), enumerate(TOLD)):
-        queries = [trained(*of_layer(place, *train), told, seed) for seed in range(3)]
+    for (place, layer), (name, finder) in product(enumerate(LAYERS), FINDERS.items()):
+        queries = [trained(finder, *of_layer(place, *train), seed) for seed in range(3)]
         for source, test in tests.items():
             found = []
             for query in queries:
@@ -155,7 +180,7 @@ def main() -> None:
                         best = query(states).mean(dim=1).argmax(dim=1)
                         found.append(float((best == places).float().mean()))
             by_seed = np.array(found).reshape(3, -1).mean(axis=1)
-            print(f"layer {layer}, told {name}, {source}: the sentence weighs most in "
+            print(f"layer {layer}, {name}, {source}: the sentence weighs most in "
                   f"{by_seed.mean():.2f} of the texts (seeds {by_seed.round(2)})",
                   flush=True)  # fmt: skip
 

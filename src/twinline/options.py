@@ -262,7 +262,7 @@ class DistillOptions(TrainOptions):
     """Learning rate of what conversion added, and of a learned head, as a multiple."""
     pooling_only: bool = False
     """Latent pooling: train what it weighs states by alone, and leave its values and the encoder as
-    they are. A step is then a third of the work, and what the encoder knows of texts that it is not
+    they are. Nothing goes back through the encoder then, and what it knows of texts that it is not
     trained on stays."""
     group: bool | None = None
     """Put pairs with the same first text into one batch, where it is read once; None: if they have
@@ -272,6 +272,11 @@ class DistillOptions(TrainOptions):
         super().__post_init__()
         share(self, "alpha")
         at_least(self, 0, "match", "attend", "states", "gather")
+        if self.pooling_only and (self.states or self.gather):
+            raise TwinlineError(
+                "pooling_only leaves the encoder as it is, which states and gather train: set "
+                "both to 0."
+            )
         if not self.added_rate > 0:
             raise TwinlineError(f"added_rate must be above 0, not {self.added_rate}.")
 

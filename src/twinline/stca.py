@@ -15,8 +15,8 @@ so a layer's query has seen what earlier layers read. SwiGLU is ``W_2 (silu(W_1 
   (Scalable-Softmax, arXiv 2501.19399): else whatever one token says drowns in n others.
 - What a state weighs depends on how it differs from the whole: ``m`` is the history's mean, ``g`` a
   learned vector a head. Without it a sentence is told from the prose of training alone: among
-  turns of meetings, after training on novels, a query on means of sentences weighed it most in 0.43
-  of the texts without ``g`` and in 0.88 with it (``benchmarks/finding.py``).
+  turns of meetings, after training on novels, a single query weighed it most in 0.43 of the texts
+  without ``g`` and in 0.88 with it (``benchmarks/finding.py``).
 - Where sentences are known (``Sentences``), a state is weighed by its sentence too: to the logits
   comes ``(W_s,h^T q_ih / √d + √width g_h ⊙ m)·s_j``, with s_j the mean over the sentence of j, and
   ``g`` stands there alone. One token says little about whether its sentence matters.

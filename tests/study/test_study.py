@@ -149,6 +149,22 @@ def test_curves_count_from_the_pretrained_encoder(finished: Path) -> None:
         ends[head["run"]] = curve[-1]["tokens"]
 
 
+def test_a_curve_counts_what_the_pooling_learned_alone(finished: Path) -> None:
+    steps = {
+        name: [
+            line["points"][-1]["steps"]
+            for line in read_lines(finished / "results" / "tiny" / f"{name}.jsonl")
+            if line["what"] == "curve"
+        ]
+        for name in ("hybrid-latent-0", "softmax-windows512-latent-0", "softmax-windows512-mean-0")
+    }
+    assert list(steps.values()) == [
+        [3 + 2, 2 + 2],
+        [3, 2],
+        [2, 2],
+    ]  # pooling's and own, frozen, mean
+
+
 def test_the_first_seed_chooses_the_rate(finished: Path, tiny_bert: Path) -> None:
     folder = finished / "results" / "tiny"
     lines = {name: read_lines(folder / f"hybrid-latent-{name}.jsonl") for name in (0, 1)}

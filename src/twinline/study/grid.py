@@ -307,6 +307,11 @@ class RunPlan:
     def model(self) -> ModelOptions:
         return replace(self.arm.model, attention=self.kind.attention, pooling=self.pooling)
 
+    def learns_alone(self, stage: int) -> bool:
+        """Whether the run's pooling learns alone before a stage."""
+        steps = self.grid.pooling_steps
+        return self.pooling == "latent" and bool(steps) and steps[stage] > 0
+
     @property
     def identity(self) -> str:
         """What the run's weights depend on; results of another are refused, not mixed.

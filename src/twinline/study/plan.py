@@ -73,7 +73,7 @@ def estimate(plan: RunPlan, speed: Speed, pairs: dict[str, int]) -> Estimate:
     for stage, length in enumerate(plan.stages):
         if not plan.arm.frozen:
             training += tokens_of(plan, lengths_of(plan, stage))
-        if plan.pooling == "latent" and plan.grid.pooling_steps:  # which goes forward alone
+        if plan.learns_alone(stage):  # without a way back through the encoder
             training += tokens_of(plan, lengths_of(plan, stage, pooling=True)) // 3
         for split, name, test in plan.tests(last=stage == len(plan.stages) - 1):
             count = min(test.pairs or pairs[split], pairs[split])
@@ -81,7 +81,7 @@ def estimate(plan: RunPlan, speed: Speed, pairs: dict[str, int]) -> Estimate:
             testing += sum(2 * count * min(n or 20, cut) for n in test.lengths)
         evaluations = 1 + plan.grid.curve_points[stage]
         training += 2 * plan.grid.curve_pairs * length * evaluations // 3
-    if plan.grid.rates and plan.first:
+    if plan.grid.rates and plan.first and not plan.arm.frozen:
         first = training * plan.grid.pilot // sum(plan.grid.steps)
         training += len(plan.grid.rates) * first
     return Estimate(plan, training, testing, training / speed.training + testing / speed.encoding)

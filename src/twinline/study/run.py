@@ -291,7 +291,7 @@ def start_of(
         student = Encoder(before, windows=plan.kind.windows)
     else:
         student, cost = shop.start(plan)
-    if plan.pooling != "latent" or not any(plan.grid.pooling_steps[stage : stage + 1]):
+    if not plan.learns_alone(stage):
         return student, cost, []
     folder = work / f"pooling-{plan.stages[stage]}.work"
     return student, cost, train_stage(plan, stage, student, shop, folder)

@@ -223,6 +223,7 @@ def frozen(student: Encoder, words: bool, all_but_pooling: bool = False) -> Iter
         pool = cast(nn.Module, student.model.pool).named_parameters()
         learned = {id(p) for name, p in pool if not name.endswith(("value", "out"))}
         held = [p for p in Student(student).parameters() if id(p) not in learned]
+    held = [p for p in held if p.requires_grad]  # what was held before stays so behind the block
     for parameter in held:
         parameter.requires_grad_(False)
     try:
