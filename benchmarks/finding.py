@@ -4,11 +4,10 @@
 
 Sentences of STS-B stand among consecutive ones of a document; each is the mean of its states in a
 layer of MODEL read one by one (a hybrid with anchors, its far branch off), so that what is compared
-is finding alone. Latent pooling as it is, and a query told more and more, are trained on novels,
-three seeds each. The query is told nothing of the rest of the text; its mean, as latent pooling is;
-the sentences beside each one; how like them and the mean a sentence is, in a learned subspace. The
-last two are trials, and so is the middle layer. Each is asked which of a text's sentences weighs
-most: in other authors' novels and in meetings, on the validation split.
+is finding alone. A query is trained on novels, three seeds each, and told more and more: nothing of
+the rest of the text; its mean; the sentences beside each one; how like them and the mean a sentence
+is, in a learned subspace. Latent pooling is told all of it (``stca``). Each is asked which of a
+text's sentences weighs most: in other authors' novels and in meetings, on the validation split.
 """
 
 from __future__ import annotations
@@ -31,15 +30,14 @@ from twinline.data import load
 from twinline.data.carriers import load_carrier
 from twinline.encoder import Encoder
 from twinline.evaluate import far_off
-from twinline.pooling import Latent
 from twinline.sentences import sentence_starts
-from twinline.stca import USUAL, Sentences
+from twinline.stca import NEAR, SUBSPACE, USUAL, Sentences
 
 TOKENS, STRETCHES, TARGETS = 2048, 40, 1500
 STEPS, TEXTS, RATE = 300, 64, 1e-3
 PROSE = ("novels", "qmsum")
 LAYERS = (4, 6)
-NEAR, SUBSPACE, HEADS = 3, 64, 12
+HEADS = 12
 
 
 @torch.inference_mode()
@@ -71,21 +69,10 @@ def texts(targets: Tensor, prose: list[Tensor], draw: random.Random) -> tuple[Te
     return torch.stack(made), torch.tensor(places)
 
 
-class AsItIs(nn.Module):
-    """Latent pooling's weights (texts, heads, sentences) of sentences (texts, sentences, width)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.pool = Latent(width, HEADS, sentences=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        every = torch.ones(x.shape[:2], dtype=torch.bool)
-        return self.pool([x], every, Sentences.of(x, every, every))[1][-1]
-
-
 class Query(nn.Module):
-    """The same of one query, sharpened by the logarithm of the sentences' number; ``told`` nothing
-    (0), the mean (1), the neighbours too (2), the likeness too (3)."""
+    """Weights (texts, heads, sentences) of sentences (texts, sentences, width), sharpened by the
+    logarithm of the sentences' number; ``told`` nothing (0), the mean (1), the neighbours too (2),
+    the likeness too (3)."""
 
     def __init__(self, width: int, told: int) -> None:
         super().__init__()
@@ -121,7 +108,6 @@ class Query(nn.Module):
 
 
 FINDERS: dict[str, Callable[[int], nn.Module]] = {
-    "latent pooling": AsItIs,
     "told nothing": partial(Query, told=0),
     "told the mean": partial(Query, told=1),
     "told its neighbours": partial(Query, told=2),

@@ -129,3 +129,18 @@ def test_kinds_that_know_no_sentences_ignore_the_options(attention: str) -> None
     plain = Encoder(convert(MINILM, attention=attention)).encode(text)
     model = convert(MINILM, attention=attention, sentences=True, anchors=True)
     assert (Encoder(model).encode(text) == plain).all()
+
+
+def test_to_find_a_sentence_the_encoder_is_not_bent() -> None:
+    """What its sentence adds to a token's weight is told by a middle layer, without a gradient."""
+    encoder = Encoder(convert(MINILM, "hybrid", sentences=True, pooling="sentence"))
+    of = encoder.model.pool.layers[-1].of_sentences
+    with torch.no_grad():
+        of.likeness.fill_(1.0)
+    ids = torch.tensor(encoder.tokenize(["It rained. It rained all day. A man plays a guitar."])[0])
+    weights = encoder.model(ids, output_attentions=True).attentions[-1]
+    assert weights[0, 0].unique().numel() > 2  # no longer the mean
+    weights[..., :4].sum().backward()
+    assert of.likeness.grad.abs().max() > 0
+    bent = [p.grad for layer in encoder.model.layers for p in layer.parameters()]
+    assert all(grad is None or not grad.any() for grad in bent)

@@ -86,7 +86,9 @@ def test_sentences_of_several_texts_as_of_one_history() -> None:
     mask = torch.zeros(3, 3, PIECE + 9, dtype=torch.bool)
     for row in range(3):
         mask[row, row] = real[row]
-    made, _ = module(target, history.flatten(0, 1), mask.flatten(1), sentences.joined())
+    made, _ = module(
+        target, history.flatten(0, 1), mask.flatten(1), sentences.joined(history, mask.flatten(1))
+    )
     torch.testing.assert_close(made, module(target, history, real, sentences)[0])
     first = sentences.number[0] == 3
     torch.testing.assert_close(sentences.means[0, 3], history[0, first & real[0]].mean(dim=0))

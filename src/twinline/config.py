@@ -93,6 +93,8 @@ class TwinlineConfig(PreTrainedConfig):
                 f"position_period must lie between 1 and position_table ({position_table}), "
                 f"not {period}."
             )
+        if POOLINGS[self.pooling].looks and not self.sentences:
+            raise TwinlineError(f"pooling {self.pooling!r} needs sentences: set sentences to true.")
         if POOLINGS[self.pooling].layers > num_hidden_layers:
             raise TwinlineError(
                 f"pooling {self.pooling!r} needs {POOLINGS[self.pooling].layers} layers; "

@@ -22,6 +22,7 @@ from .attention import ATTENTION, Ends, Lent
 from .attention.blocks import ends_of
 from .attention.folded import FoldedAttention
 from .attention.spec import real_first
+from .bysentence import SentencePooling
 from .config import TwinlineConfig
 from .errors import TwinlineError
 from .local import Local
@@ -332,6 +333,9 @@ class TwinlineModel(PreTrainedModel):
         self.pool = pooling.make(
             config.hidden_size, config.num_attention_heads, self.pooled_by_sentence
         )
+        # In the middle layers states say most of how a sentence differs from its neighbours
+        # (``benchmarks/finding.py``); 0: no layer is looked at.
+        self.middle = round(2 / 3 * len(layers)) if pooling.looks else 0
         self.apart = config.sentences and getattr(ATTENTION[config.attention], "reads_lent", False)
         self.roles: Tensor | None  # what each token may be for a sentence's end, from ``convert``
         told = self.apart or self.pooled_by_sentence
@@ -430,17 +434,21 @@ class TwinlineModel(PreTrainedModel):
         count = real.sum(dim=1)
         if lent is not None:
             count = count + lent.gathered(lent.tokens.sum(dim=1).to(x.dtype))
-        states = [x]
+        states, sentences = [x], None
+        read = real if lent is None else lent.mask(real)
         keep = output_hidden_states or POOLINGS[self.config.pooling].layers > 1
-        for layer in self.each_layer():
+        for number, layer in enumerate(self.each_layer(), 1):
             x = layer(x, mask, overwrite=not keep, lent=lent, count=count, starts=starts)
             states = [*states, x] if keep else [x]
-        pooled = states if lent is None else [state.flatten(0, 1) for state in states]
-        sentences = None
-        if self.pooled_by_sentence and starts is not None:
+            if number == self.middle and starts is not None:
+                seen = x.detach()  # the encoder is not to be bent until its sentences are found
+                sentences = cast(SentencePooling, self.pool).look(seen, starts, real)
+                sentences = sentences if lent is None else sentences.joined(seen, read)
+        if self.pooled_by_sentence and sentences is None and starts is not None:
             sentences = Sentences.of(x, starts, real)
-            sentences = sentences if lent is None else sentences.joined()
-        vector, weights = self.pool(pooled, real if lent is None else lent.mask(real), sentences)
+            sentences = sentences if lent is None else sentences.joined(x, read)
+        pooled = states if lent is None else [state.flatten(0, 1) for state in states]
+        vector, weights = self.pool(pooled, read, sentences)
         hidden_states = tuple(states) if output_hidden_states else None
         output = BaseModelOutputWithPooling(
             last_hidden_state=x,

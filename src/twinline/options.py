@@ -97,7 +97,8 @@ class ModelOptions(AttentionOptions):
     position_period: int | None = None
     """Positions used of the table; None: all."""
     pooling: str | None = None
-    """mean, cls, top4 or latent; None: as the base model does, else mean."""
+    """mean, cls, top4, latent, or sentence (with sentences: true); None: as the base model does,
+    else mean."""
 
     def given(self) -> dict[str, Any]:
         """The options as keyword arguments of ``convert``."""
@@ -250,7 +251,7 @@ class DistillOptions(TrainOptions):
     match: float = 0.0
     """Weight of the squared distance between the student's unit vectors and a twin's."""
     attend: float = 0.0
-    """Long pairs, latent pooling: weight of the negative log of the share of its last layer's
+    """Long pairs, a learned pooling: weight of the negative log of the share of its last layer's
     weights that lies on the sentence that counts."""
     states: float = 0.0
     """Long pairs: weight of the relative squared distance between the states of the sentence's
@@ -260,10 +261,6 @@ class DistillOptions(TrainOptions):
     keys' gains, in the upper half of the layers, that lies on the sentence that counts."""
     added_rate: float = 1.0
     """Learning rate of what conversion added, and of a learned head, as a multiple."""
-    pooling_only: bool = False
-    """Latent pooling: train what it weighs states by alone, and leave its values and the encoder as
-    they are. Nothing goes back through the encoder then, and what it knows of texts that it is not
-    trained on stays."""
     group: bool | None = None
     """Put pairs with the same first text into one batch, where it is read once; None: if they have
     two pairs or more on average, as a query with its candidates."""
@@ -272,13 +269,44 @@ class DistillOptions(TrainOptions):
         super().__post_init__()
         share(self, "alpha")
         at_least(self, 0, "match", "attend", "states", "gather")
-        if self.pooling_only and (self.states or self.gather):
-            raise TwinlineError(
-                "pooling_only leaves the encoder as it is, which states and gather train: set "
-                "both to 0."
-            )
         if not self.added_rate > 0:
             raise TwinlineError(f"added_rate must be above 0, not {self.added_rate}.")
+
+
+@dataclass(frozen=True)
+class FindOptions:
+    """How a pooling by the sentence learns alone which one of a text counts."""
+
+    pairs: int = 2000
+    """Training pairs, whose texts the student reads once with some prose about them."""
+    least: int = 64
+    """Tokens of the shortest of these texts."""
+    greatest: int = 256
+    """Tokens of the longest; what is longer is made of kept sentences."""
+    prose: int = 400_000
+    """Tokens of prose that it reads once, to make texts longer."""
+    texts: int = 48
+    """Texts a step."""
+    inside: int = 1200
+    """Steps before, in which it learns what counts within a sentence."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    mean: float = 0.6
+    """Mean length of its texts, between a stage's least (0) and greatest (1)."""
+    edge: float = 0.4
+    """Alpha of the Beta by which they are drawn (see ``LengthOptions``)."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "pairs", "texts")
+        at_least(self, 16, "least")
+        at_least(self, 0, "prose", "inside")
+        if self.greatest < self.least:
+            raise TwinlineError(
+                f"greatest must be at least least ({self.least}), not {self.greatest}."
+            )
+        if not self.learning_rate > 0:
+            raise TwinlineError(f"learning_rate must be above 0, not {self.learning_rate}.")
+        LengthOptions(mean=self.mean, edge=self.edge)  # refuses what makes no U
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From token states to one vector a text: mean, cls, DSE's top-4 concatenation, a learned query.
+"""From token states to one vector a text: mean, cls, DSE's top-4 concatenation, learned queries.
 
 A pooling is a function ``(hidden_states, mask, sentences) -> vector, weights``: the vector (batch,
 width) in fp32 or wider, the weights those that a learned query gave each token, (batch, heads,
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .bysentence import SentencePooling
 from .stca import STCA, Sentences, mean
 
 Pooled = tuple[Tensor, tuple[Tensor, ...]]
@@ -73,6 +74,8 @@ class Pooling:
     """How many hidden sizes wide the vector is."""
     by_sentence: bool = False
     """Whether it has a use for sentences."""
+    looks: bool = False
+    """Whether it is told them by a middle layer, and cannot do without."""
     stock: str | None = None
     """``pooling_mode`` of sentence-transformers; None if only the model itself can do it."""
 
@@ -82,4 +85,7 @@ POOLINGS: dict[str, Pooling] = {
     "cls": Pooling(lambda *_: pool_cls, stock="cls"),
     "top4": Pooling(lambda *_: pool_top4, layers=4),
     "latent": Pooling(Latent, by_sentence=True),
+    "sentence": Pooling(
+        lambda width, heads, _: SentencePooling(width, heads), by_sentence=True, looks=True
+    ),
 }

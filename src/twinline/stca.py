@@ -34,6 +34,7 @@ and ``W_k`` the identity, so that the target reads what is most like it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,9 @@ MATCHING = 16.0
 """What it starts at where a target reads what is like it. Means of token states are about one long,
 and a document's cosines to a question lie a few tenths apart: with 4 it reads nearly their mean.
 Chosen among 4, 8, 16, 24 and 32 on 83 validation questions about 25 stories (SQuALITY)."""
+NEAR = 3
+"""Sentences before one, and as many behind it, that it is held against: chosen among 1, 3 and 8 on
+validation prose, novels and meetings."""
 
 
 def mean(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -69,60 +73,101 @@ class Sentences:
     """The sentences of a history."""
 
     means: Tensor
-    """Of each one's states: (batch, sentences, width), or (sentences, width) if all read the same
-    history; fp32 or wider."""
+    """Of each one's states, by their shares: (batch, sentences, width), or (sentences, width) if
+    all read the same history; fp32 or wider."""
+    near: Tensor
+    """Of the sentences beside each one, by their sizes, likewise; zeros where it is the only
+    one."""
     number: Tensor
     """Which sentence each state is of: (batch, n) or (n,)."""
+    whole: Tensor
+    """Of the sentences that each text reads, by their sizes: (batch, width)."""
+    emphasis: Tensor | None = None
+    """Logarithm of each state's share in its sentence, against an equal one: (batch, n) or (n,);
+    None: all are equal."""
 
     @classmethod
-    def of(cls, states: Tensor, starts: Tensor, real: Tensor) -> Sentences:
-        """Of texts (batch, n, width) whose sentences begin where ``starts`` (batch, n) is True."""
+    def of(
+        cls, states: Tensor, starts: Tensor, real: Tensor, marks: Tensor | None = None
+    ) -> Sentences:
+        """Of texts (batch, n, width) whose sentences begin where ``starts`` (batch, n) is True.
+
+        ``marks`` (batch, n) are logits of each state's share in its sentence; None: equal shares.
+        """
         wide = torch.promote_types(states.dtype, torch.float32)
         number = (starts.long().cumsum(dim=1) - 1).clamp_min(0)
         many = int(number.max()) + 1
-        rows = number + many * torch.arange(len(states), device=states.device)[:, None]
-        sums = states.new_zeros(len(states) * many, states.shape[2], dtype=wide)
-        for x, at, is_real in zip(
-            states.split(PIECE, 1), rows.split(PIECE, 1), real.split(PIECE, 1), strict=True
-        ):
-            sums = sums.index_add(0, at.flatten(), (x.to(wide) * is_real[..., None]).flatten(0, 1))
-        count = sums.new_zeros(len(sums)).index_add(0, rows.flatten(), real.flatten().to(wide))
-        means = sums / count.clamp_min(1.0)[:, None]
-        return cls(means.unflatten(0, (-1, many)), number)
+        rows = (number + many * torch.arange(len(states), device=states.device)[:, None]).flatten()
+        each = states.new_zeros(len(states) * many, dtype=wide)  # of every sentence of every text
+        sizes = each.index_add(0, rows, real.flatten().to(wide))
+        shares, emphasis = real.to(wide) / sizes.clamp_min(1.0)[rows].view_as(number), None
+        if marks is not None:
+            logits = marks.to(wide).masked_fill(~real, torch.finfo(wide).min).flatten()
+            most = each.fill_(torch.finfo(wide).min).scatter_reduce(
+                0, rows, logits.detach(), "amax"
+            )
+            above = (logits - most[rows]) * real.flatten()
+            summed = torch.zeros_like(each).index_add(0, rows, above.exp() * real.flatten())
+            inside = torch.log(summed.clamp_min(1.0))[rows]
+            shares = ((above - inside).exp() * real.flatten()).view_as(number)
+            emphasis = (above - inside + torch.log(sizes.clamp_min(1.0))[rows]).view_as(number)
+        sums = states.new_zeros(len(each), states.shape[2], dtype=wide)
+        pieces = (x.split(PIECE, 1) for x in (states, rows.view_as(number), shares))
+        for x, at, share in zip(*pieces, strict=True):
+            sums = sums.index_add(0, at.flatten(), (x.to(wide) * share[..., None]).flatten(0, 1))
+        means, sizes = sums.unflatten(0, (-1, many)), sizes.unflatten(0, (-1, many))
+        return cls(means, nearby(means, sizes), number, mean(means, sizes), emphasis)
 
-    def joined(self) -> Sentences:
-        """Those of all texts as of one history, one text after another."""
+    @classmethod
+    def kept(cls, means: Tensor, sizes: Tensor) -> Sentences:
+        """Of texts whose history is one state a sentence, the mean (batch, sentences, width) of
+        ``sizes`` (batch, sentences) tokens."""
+        number = torch.arange(sizes.shape[1], device=sizes.device).expand_as(sizes)
+        return cls(means, nearby(means, sizes), number, mean(means, sizes))
+
+    def joined(self, states: Tensor, read: Tensor) -> Sentences:
+        """Those of all texts (batch, n, width) as of one history, one text after another, of which
+        each text reads what ``read`` (batch, batch * n) says."""
         batch, many = self.means.shape[:2]
         rows = many * torch.arange(batch, device=self.number.device)[:, None]
-        return Sentences(self.means.flatten(0, 1), (self.number + rows).flatten())
+        means, near = (x.flatten(0, 1) for x in (self.means, self.near))
+        emphasis, shares = None, read
+        if self.emphasis is not None:
+            emphasis = self.emphasis.flatten()
+            shares = read * emphasis.exp()
+        whole = mean(states.flatten(0, 1), shares).to(means.dtype)
+        return Sentences(means, near, (self.number + rows).flatten(), whole, emphasis)
 
-    def spread(self, asked: Tensor) -> Tensor:
-        """``asked`` (batch, heads, width) times each state's sentence: (batch, heads, n)."""
-        logits = asked @ self.means.to(asked.dtype).transpose(-1, -2)  # (batch, heads, sentences)
+    def spread(self, logits: Tensor) -> Tensor:
+        """(batch, heads, sentences), each sentence's to its states: (batch, heads, n)."""
         number = self.number.expand(len(logits), -1)[:, None].expand(-1, logits.shape[1], -1)
-        return torch.gather(logits, 2, number)
+        made = torch.gather(logits, 2, number)
+        if self.emphasis is None:
+            return made
+        return made + self.emphasis.to(made.dtype).expand(len(made), -1)[:, None]
 
 
-class CrossAttention(nn.Module):
-    """One layer: the query from what is known, and what it reads."""
+def nearby(means: Tensor, sizes: Tensor) -> Tensor:
+    """Of the tokens of the sentences beside each one, their mean: (batch, sentences, width)."""
+    weighed = torch.cat([means * sizes[..., None], sizes[..., None].to(means.dtype)], dim=-1)
+    beside = torch.zeros_like(weighed)
+    for away in range(1, min(NEAR, sizes.shape[1] - 1) + 1):  # no difference of long sums
+        beside[:, away:] += weighed[:, :-away]
+        beside[:, :-away] += weighed[:, away:]
+    return beside[..., :-1] / beside[..., -1:].clamp_min(1.0)
 
-    def __init__(
-        self, width: int, heads: int, known: int, matching: bool = False, sentences: bool = False
-    ) -> None:
+
+class Asking(nn.Module):
+    """A layer's query, from what is known."""
+
+    def __init__(self, width: int, heads: int, known: int) -> None:
         super().__init__()
-        self.width, self.heads, self.matching = width, heads, matching
-        each = width // heads
+        self.width, self.heads = width, heads
         self.gate = nn.Parameter(torch.empty(width, known * width))  # W_1
         self.up = nn.Parameter(torch.empty(width, known * width))  # W_3
         self.down = nn.Parameter(torch.empty(width, width))  # W_2
         self.norm = nn.LayerNorm(width)
-        self.key = nn.Parameter(torch.empty(heads, each, width))
-        self.of_sentence = nn.Parameter(torch.empty(heads, each, width)) if sentences else None
-        self.contrast = nn.Parameter(torch.empty(heads, width))  # g_h
-        self.value = nn.Parameter(torch.empty(heads, each, width))
-        self.out = nn.Parameter(torch.empty(width, width))
         self.sharpness = nn.Parameter(torch.empty(heads, 1))  # s_h
-        self.reset()
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -132,6 +177,47 @@ class CrossAttention(nn.Module):
             spread = weight.shape[1] ** -0.5
             weight.copy_(torch.randn(weight.shape, generator=generator) * spread)
         self.norm.reset_parameters()
+        self.sharpness.fill_(1.0 / math.log(USUAL))
+
+    def query(self, known: Tensor) -> Tensor:
+        """(batch, width) from (batch, known * width)."""
+        asked = self.fed(known)
+        scale, shift = self.norm.weight.to(known.dtype), self.norm.bias.to(known.dtype)
+        return F.layer_norm(asked, (self.width,), scale, shift)
+
+    def fed(self, known: Tensor) -> Tensor:
+        """What the query is the norm of."""
+        wide = known.dtype
+        gated = F.silu(known @ self.gate.T.to(wide)) * (known @ self.up.T.to(wide))
+        made: Tensor = gated @ self.down.T.to(wide)
+        return made
+
+    def sharp(self, mask: Tensor, wide: torch.dtype) -> Tensor:
+        """``s_h log(n)``, (batch, heads, 1), n being what the mask (batch, n) sums up to."""
+        count = mask.sum(dim=1, dtype=wide).clamp_min(2.0)[:, None, None]
+        return self.sharpness.to(wide) * torch.log(count)
+
+
+class CrossAttention(Asking):
+    """One layer: the query from what is known, and what it reads."""
+
+    def __init__(
+        self, width: int, heads: int, known: int, matching: bool = False, sentences: bool = False
+    ) -> None:
+        super().__init__(width, heads, known)
+        self.matching = matching
+        each = width // heads
+        self.key = nn.Parameter(torch.empty(heads, each, width))
+        self.of_sentence = nn.Parameter(torch.empty(heads, each, width)) if sentences else None
+        self.contrast = nn.Parameter(torch.empty(heads, width))  # g_h
+        self.value = nn.Parameter(torch.empty(heads, each, width))
+        self.out = nn.Parameter(torch.empty(width, width))
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Put every parameter at its start."""
+        super().reset()
         for start in (self.key, self.contrast):
             start.zero_()
         if self.of_sentence is not None:
@@ -142,17 +228,12 @@ class CrossAttention(nn.Module):
             self.key.copy_(identity.view_as(self.key))
         self.value.copy_(identity.view_as(self.value))
         self.out.copy_(identity)
-        self.sharpness.fill_((MATCHING if self.matching else 1.0) / math.log(USUAL))
-
-    def query(self, known: Tensor) -> Tensor:
-        """(batch, width) from (batch, known * width)."""
-        wide = known.dtype
-        fed = F.silu(known @ self.gate.T.to(wide)) * (known @ self.up.T.to(wide))
-        scale, shift = self.norm.weight.to(wide), self.norm.bias.to(wide)
-        asked = fed @ self.down.T.to(wide)
         if self.matching:
-            asked = asked + known[:, -self.width :]
-        return F.layer_norm(asked, (self.width,), scale, shift)
+            self.sharpness.fill_(MATCHING / math.log(USUAL))
+
+    def fed(self, known: Tensor) -> Tensor:
+        made = super().fed(known)
+        return made + known[:, -self.width :] if self.matching else made
 
     def forward(
         self, known: Tensor, history: Tensor, mask: Tensor, whole: Tensor,
@@ -166,8 +247,7 @@ class CrossAttention(nn.Module):
         wide = known.dtype
         each = self.width // self.heads
         q = self.query(known).unflatten(-1, (self.heads, each))  # (b, h, d)
-        count = mask.sum(dim=1, dtype=wide).clamp_min(2.0)[:, None, None]
-        sharp = self.sharpness.to(wide) * torch.log(count)  # (b, h, 1)
+        sharp = self.sharp(mask, wide)  # (b, h, 1)
         contrast = self.width**0.5 * self.contrast.to(wide) * whole[:, None]  # (b, h, width)
 
         def asked(key: Tensor) -> Tensor:
@@ -182,17 +262,22 @@ class CrossAttention(nn.Module):
             [(tokens * sharp) @ part.to(wide).transpose(-1, -2) for part in parts], dim=-1
         )
         if self.of_sentence is not None and sentences is not None:
-            logits = logits + sentences.spread((asked(self.of_sentence) + contrast) * sharp)
+            by_sentence = (asked(self.of_sentence) + contrast) * sharp
+            means = sentences.means.to(wide).transpose(-1, -2)
+            logits = logits + sentences.spread(by_sentence @ means)
         least = torch.finfo(wide).min
         weights = logits.masked_fill(~mask[:, None], least).softmax(dim=-1)  # (b, h, n)
         weights = weights * mask[:, None]  # a text without a token reads nothing
-        sums = [
-            share @ part.to(wide)
-            for share, part in zip(weights.split(PIECE, dim=-1), parts, strict=True)
-        ]
-        read = torch.stack(sums).sum(dim=0) if len(sums) > 1 else sums[0]  # (b, h, width)
+        shares = zip(weights.split(PIECE, dim=-1), parts, strict=True)
+        read = total(share @ part.to(wide) for share, part in shares)  # (b, h, width)
         joined = torch.einsum("bhx,hdx->bhd", read, self.value.to(wide)).flatten(1)
         return joined @ self.out.T.to(wide), weights
+
+
+def total(sums: Iterable[Tensor]) -> Tensor:
+    """The sum of one or more tensors."""
+    first, *others = sums
+    return torch.stack([first, *others]).sum(dim=0) if others else first
 
 
 class STCA(nn.Module):

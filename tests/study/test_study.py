@@ -40,14 +40,16 @@ transfer_texts: [builtin]
 train: {{match: 1.0, states: 1.0, attend: 0.1, pairs: 8, schedule: constant, keep_best: false}}
 lengths: {{least: 32, mean: 0.4, edge: 0.3, equal: tokens, native: 0.2}}
 train_lengths: [48, 128]
+find: {{pairs: 10, least: 32, greatest: 48, prose: 500, texts: 4, inside: 2}}
 pooling_steps: [3, 2]
 steps: [{steps}, 2]
 curve_points: [1, 1]
 curve_pairs: 10
 arms:
-  - {{name: hybrid, poolings: [latent], model: {{block_size: 16, sentences: true}}, real: 64,
-      seeds: [0, 1]}}
-  - {{name: softmax-windows512, poolings: [latent], real: 64, frozen: true}}
+  - {{name: hybrid, poolings: [latent, sentence], model: {{block_size: 16, sentences: true}},
+      real: 64, seeds: [0, 1]}}
+  - {{name: softmax-windows512, poolings: [sentence], real: 64, frozen: true,
+      model: {{sentences: true}}}}
   - {{name: softmax-windows512, poolings: [mean], real: 64}}
   - {{name: softmax-full, poolings: [mean], train_lengths: [48]}}
   - {{name: linear, label: linear-real, poolings: [mean], virtual: false, equal: pairs}}
@@ -95,8 +97,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
     assert '"split": "test"' not in before
     done = run_grid(grid, folder / "results", folder / "work")
     assert done == [
-        "hybrid-latent-0", "softmax-windows512-latent-0", "softmax-windows512-mean-0",
-        "softmax-full-mean-0", "linear-real-mean-0", "hybrid-latent-1",
+        "hybrid-latent-0", "hybrid-sentence-0", "softmax-windows512-sentence-0",
+        "softmax-windows512-mean-0", "softmax-full-mean-0", "linear-real-mean-0",
+        "hybrid-latent-1", "hybrid-sentence-1",
     ]  # fmt: skip
     assert left.read_text().startswith(before)  # what was known was not made again
     assert run_grid(grid, folder / "results", folder / "work") == []
@@ -156,13 +159,13 @@ def test_a_curve_counts_what_the_pooling_learned_alone(finished: Path) -> None:
             for line in read_lines(finished / "results" / "tiny" / f"{name}.jsonl")
             if line["what"] == "curve"
         ]
-        for name in ("hybrid-latent-0", "softmax-windows512-latent-0", "softmax-windows512-mean-0")
+        for name in ("hybrid-sentence-0", "softmax-windows512-sentence-0", "hybrid-latent-0")
     }
     assert list(steps.values()) == [
-        [3 + 2, 2 + 2],
-        [3, 2],
+        [3 + 2, 2 + 2],  # the pooling's and its own
+        [3, 2],  # frozen
         [2, 2],
-    ]  # pooling's and own, frozen, mean
+    ]
 
 
 def test_the_first_seed_chooses_the_rate(finished: Path, tiny_bert: Path) -> None:
@@ -177,7 +180,8 @@ def test_the_first_seed_chooses_the_rate(finished: Path, tiny_bert: Path) -> Non
 
 def test_a_difference_is_paired_and_needs_the_same_pairs(finished: Path) -> None:
     table = Table.read(finished / "results" / "tiny")
-    one = {"arm": "hybrid", "construction": "context", "split": "test", "eval_length": 600}
+    one = {"arm": "hybrid", "pooling": "latent", "construction": "context", "split": "test",
+           "eval_length": 600}  # fmt: skip
     assert len(table.find(**one)) == 2  # seeds
     same = table.difference(one, one)
     assert same is not None
@@ -190,7 +194,9 @@ def test_the_exponent_of_length_is_bootstrapped_over_the_pairs_that_all_lengths_
     finished: Path,
 ) -> None:
     table = Table.read(finished / "results" / "tiny")
-    rows = table.find(arm="hybrid", construction="context", split="test", seed=0)
+    rows = table.find(
+        arm="hybrid", pooling="sentence", construction="context", split="test", seed=0
+    )
     assert len(rows) == 3
     law = power_law([r["eval_length"] for r in rows], [r["pearson"] for r in rows])
     within = slope_interval(table, rows)
@@ -253,7 +259,7 @@ def test_the_plan_names_runs_and_hours(finished: Path, capsys: pytest.CaptureFix
     main(["study", "plan", str(finished / "grid.yaml"), "--results", str(finished / "results")])
     told = capsys.readouterr().out
     assert "| hybrid-latent-0 |" in told
-    assert told.count("done") == 6
+    assert told.count("done") == 8
     assert "0.0 hours to go" in told
 
 

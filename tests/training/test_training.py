@@ -21,6 +21,7 @@ from twinline.evaluate import against_labels, evaluate, far_off, far_share, pred
 from twinline.options import (
     DistillOptions,
     DistillRecipe,
+    FindOptions,
     ModelOptions,
     TeachOptions,
     TransferOptions,
@@ -94,19 +95,6 @@ def test_matching_draws_the_vectors_to_the_twins(tiny_bert: Path, pairs: Pairs) 
     assert distance() < before / 2
 
 
-def test_a_pooling_learns_alone(tiny_bert: Path, pairs: Pairs) -> None:
-    student = fresh(tiny_bert, pooling="latent")
-    student.model.embeddings.position.weight.requires_grad_(False)
-    before = {name: p.detach().clone() for name, p in student.model.named_parameters()}
-    distill(student, pairs, options=DistillOptions(alpha=0, epochs=1, pairs=8, pooling_only=True))
-    changed = {name for name, p in student.model.named_parameters() if not p.equal(before[name])}
-    assert changed
-    assert all(name.startswith("pool.") for name in changed)
-    assert not any(name.endswith((".value", ".out")) for name in changed)
-    held = [name for name, p in student.model.named_parameters() if not p.requires_grad]
-    assert held == ["embeddings.position.weight"]  # as before
-
-
 def test_shared_texts_are_encoded_once_with_the_same_gradient(tiny_bert: Path) -> None:
     encoder = fresh(tiny_bert, hidden_dropout_prob=0.0)
     ids = encoder.tokenize(["a man plays", "green grass", "a man plays", "dogs run fast"])[0]
@@ -166,7 +154,7 @@ def test_contradictions_are_refused(tiny_bert, pairs: Pairs, options, data, mess
     [
         (lambda: DistillOptions(alpha=1.5), "alpha is a share"),
         (lambda: DistillOptions(epochs=0), "epochs must be above 0"),
-        (lambda: DistillOptions(pooling_only=True, gather=0.1), "set both to 0"),
+        (lambda: FindOptions(greatest=32), "greatest must be at least least"),
         (lambda: DistillOptions(pairs=0), "pairs must be at least 1"),
         (lambda: DistillOptions(learning_rate=-1), "learning_rate must be above 0"),
         (lambda: TeachOptions(patience=3), "patience needs evaluate_every"),

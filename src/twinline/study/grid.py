@@ -12,6 +12,7 @@ from ..errors import TwinlineError
 from ..files import fingerprint
 from ..options import (
     DistillOptions,
+    FindOptions,
     LengthOptions,
     ModelOptions,
     TeachOptions,
@@ -20,7 +21,7 @@ from ..options import (
 )
 from ..recipe import chosen, read_recipe
 
-POOLINGS = ("latent", "mean")
+POOLINGS = ("latent", "sentence", "mean")
 WINDOW = 512
 NATIVE = "softmax-native"
 """The softmax student on the unmodified pairs: what retention is counted against."""
@@ -87,8 +88,8 @@ class ArmOptions:
     seeds: tuple[int, ...] = (0,)
     """Draws of data order, lengths and dropout, the same for every arm; of prose and places too,
     where arms really read the same length."""
-    poolings: tuple[str, ...] = POOLINGS
-    """latent, mean."""
+    poolings: tuple[str, ...] = ("latent", "mean")
+    """latent, sentence, mean."""
     model: ModelOptions = field(default_factory=ModelOptions)
     """Feature map, block size and so on; attention and pooling are the arm's."""
     label: str = ""
@@ -102,18 +103,22 @@ class ArmOptions:
     train_lengths: tuple[int, ...] = ()
     """Stages of this arm; none given: the study's."""
     frozen: bool = False
-    """Latent pooling: it learns alone (the study's pooling_steps), the encoder stays as it is after
-    transfer."""
+    """Pooling by the sentence: it learns alone (the study's pooling_steps), the encoder stays as it
+    is after transfer."""
 
     def __post_init__(self) -> None:
         choice("an arm's name", (self.name,), ARMS)
         choice("poolings", self.poolings, POOLINGS)
         rising("train_lengths", self.train_lengths)
         numbers("seeds", self.seeds, int)
-        if self.frozen and self.poolings != ("latent",):
+        if self.frozen and self.poolings != ("sentence",):
             raise TwinlineError(
-                f"The arm {self.name} is frozen, and only latent pooling learns without the "
-                "encoder: give poolings [latent]."
+                f"The arm {self.name} is frozen, and only pooling by the sentence learns without "
+                "the encoder: give poolings [sentence]."
+            )
+        if "sentence" in self.poolings and not self.model.sentences:
+            raise TwinlineError(
+                f"The arm {self.name} is pooled by the sentence: set its model's sentences to true."
             )
         if not self.seeds or not self.poolings:
             raise TwinlineError(f"The arm {self.name} needs at least one seed and one pooling.")
@@ -197,9 +202,10 @@ class Grid:
     """The longest texts of the stages, each warm-started from the one before."""
     steps: tuple[int, ...] = (300, 300, 300)
     """Steps of each stage."""
+    find: FindOptions = field(default_factory=FindOptions)
+    """How a pooling by the sentence learns alone to find the one that counts."""
     pooling_steps: tuple[int, ...] = ()
-    """Steps before those of each stage in which a learned pooling learns alone, by train's rate;
-    none given: none."""
+    """Steps before those of each stage in which it does; none given: none."""
     rates: tuple[float, ...] = ()
     """Learning rates of which each arm's first run, of its first seed and pooling, takes the best
     for all of them; none given: that of train."""
@@ -308,9 +314,9 @@ class RunPlan:
         return replace(self.arm.model, attention=self.kind.attention, pooling=self.pooling)
 
     def learns_alone(self, stage: int) -> bool:
-        """Whether the run's pooling learns alone before a stage."""
+        """Whether the run's pooling learns alone before a stage's other steps."""
         steps = self.grid.pooling_steps
-        return self.pooling == "latent" and bool(steps) and steps[stage] > 0
+        return self.pooling == "sentence" and bool(steps) and steps[stage] > 0
 
     @property
     def identity(self) -> str:
@@ -323,6 +329,9 @@ class RunPlan:
             grid.pop(name, None)
         for name in ("seeds", "poolings", "label"):
             arm.pop(name, None)
+        if self.pooling != "sentence":
+            for name in ("find", "pooling_steps"):
+                grid.pop(name, None)
         own = (sorted(grid.items()), sorted(arm.items()), self.pooling, self.seed)
         return fingerprint(map(str, own))[:12]
 

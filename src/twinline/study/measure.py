@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..bysentence import INSIDE
+
 TARGETS = (0.75, 0.80, 0.85)
 """Common targets of validation Pearson."""
 SHARES = (0.90, 0.95, 0.99)
@@ -39,7 +41,10 @@ def flops(config: Any, tokens: int, length: int) -> float:
         "hybrid": 4 * near * h + (maps + state if length > config.block_size else 0),
         "lightning": maps + state + 2 * near * heads * (features + d + 1),
     }[config.attention]
-    pooling = 2 * 2 * 2 * heads * h if config.pooling == "latent" else 0  # two layers read twice
+    pooling = {
+        "latent": 2 * 2 * 2 * heads * h,  # two layers read twice
+        "sentence": 2 * INSIDE * h + 2 * 2 * h,  # within sentences; each head its part, two layers
+    }.get(config.pooling, 0)
     total: float = float(tokens) * (config.num_hidden_layers * layer + pooling)
     return total
 

@@ -73,8 +73,9 @@ def estimate(plan: RunPlan, speed: Speed, pairs: dict[str, int]) -> Estimate:
     for stage, length in enumerate(plan.stages):
         if not plan.arm.frozen:
             training += tokens_of(plan, lengths_of(plan, stage))
-        if plan.learns_alone(stage):  # without a way back through the encoder
-            training += tokens_of(plan, lengths_of(plan, stage, pooling=True)) // 3
+        if plan.learns_alone(stage) and not (stage and plan.arm.frozen):
+            find = plan.grid.find  # without a way back through the encoder
+            training += (find.pairs * (find.least + find.greatest) + find.prose) // 3
         for split, name, test in plan.tests(last=stage == len(plan.stages) - 1):
             count = min(test.pairs or pairs[split], pairs[split])
             cut = 512 if name == "softmax-cut512" else max(*test.lengths, 20)

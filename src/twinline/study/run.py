@@ -16,6 +16,7 @@ from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock
 
 from ..data import Pairs
@@ -24,9 +25,12 @@ from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..evaluate import far_off
 from ..files import fingerprint, read_lines, write_whole
+from ..loop import Record
 from ..machine import describe
-from ..statistics import correlation
+from ..options import LengthOptions
+from ..statistics import correlation, pearson
 from ..training import distill
+from ..training.finding import Library, learn_to_find, read_once
 from ..training.lengths import Lengths, LongSteps
 from .grid import NATIVE, WINDOW, EvalOptions, Grid, RunPlan
 from .measure import COSTS, flops
@@ -34,13 +38,13 @@ from .workshop import SEED, Workshop
 
 CALIBRATION = 24
 """Long training texts on which int8 finds its ranges."""
-POOLING_SEED = 500
-"""Beside a stage's own: what the pooling learns from alone is not read again by the stage."""
+Curve = list[dict[str, float]]
+"""Points with ``pearson`` and the ``COSTS`` until then."""
 
 
-def lengths_of(plan: RunPlan, stage: int, pooling: bool = False) -> Lengths:
-    """The lengths of a stage's steps, or of those before them in which the pooling learns alone:
-    the same draws for every arm of a seed (what is virtual is not)."""
+def lengths_of(plan: RunPlan, stage: int) -> Lengths:
+    """The lengths of a stage's steps: the same draws for every arm of a seed (what is virtual is
+    not)."""
     length, grid = plan.stages[stage], plan.grid
     options = replace(
         grid.lengths,
@@ -50,8 +54,18 @@ def lengths_of(plan: RunPlan, stage: int, pooling: bool = False) -> Lengths:
         real=min(plan.arm.real, length) if plan.virtual else None,
         equal=plan.arm.equal or grid.lengths.equal,
     )
-    seed = 1000 * plan.seed + stage + POOLING_SEED * pooling
-    return Lengths(options, (grid.pooling_steps if pooling else grid.steps)[stage], seed)
+    return Lengths(options, grid.steps[stage], 1000 * plan.seed + stage)
+
+
+def found_lengths_of(plan: RunPlan, stage: int) -> Lengths:
+    """The lengths of the texts from which a stage's pooling learns alone, at most a window each."""
+    longest = min(plan.stages[stage], plan.kind.windows or plan.stages[stage])
+    find = plan.grid.find
+    options = LengthOptions(
+        least=min(plan.grid.lengths.least, longest), greatest=(longest,),
+        mean=find.mean, edge=find.edge,
+    )  # fmt: skip
+    return Lengths(options, plan.grid.pooling_steps[stage], 1000 * plan.seed + stage)
 
 
 def steps_of(plan: RunPlan, lengths: Lengths, shop: Workshop) -> LongSteps:
@@ -67,57 +81,88 @@ def steps_of(plan: RunPlan, lengths: Lengths, shop: Workshop) -> LongSteps:
     return LongSteps(builders, lengths, apart=plan.kind.windows is not None and plan.virtual)
 
 
+def validation_of(plan: RunPlan, stage: int, shop: Workshop) -> Pairs:
+    """What a stage's curve is of."""
+    grid = plan.grid
+    return shop.long(
+        grid.constructions[0], plan.stages[stage], grid.carrier, "validation", grid.curve_pairs
+    ).pairs
+
+
 def train_stage(
     plan: RunPlan,
     stage: int,
     student: Encoder,
     shop: Workshop,
     work: Path,
-    rate: float | None = None,
+    rate: float,
     steps: int | None = None,
-) -> list[dict[str, float]]:
-    """Train one stage in place, or before it the pooling alone. Returns: the curve, costs counted
-    from its start.
+) -> Curve:
+    """Train one stage in place. Returns: the curve, costs counted from its start.
 
     Args:
-        rate: None: it is the pooling alone that learns, by the grid's own.
         steps: of a pilot; it reads what the stage's first steps would.
     """
-    grid, alone = plan.grid, rate is None
-    lengths = lengths_of(plan, stage, pooling=alone)
+    grid = plan.grid
+    lengths = lengths_of(plan, stage)
     per_epoch = -(-len(shop.train) // grid.train.pairs)
-    points = grid.curve_points[stage] if plan.arm.frozen or not alone else 1
-    losses = replace(grid.train, states=0.0, gather=0.0) if alone else grid.train  # the encoder's
     options = replace(
-        losses, seed=lengths.seed, epochs=(steps or lengths.steps) / per_epoch,
-        learning_rate=rate or grid.train.learning_rate, pooling_only=alone,
-        evaluate_every=-(-lengths.steps // points),
-        attend=grid.train.attend if plan.pooling == "latent" else 0.0,
+        grid.train, seed=lengths.seed, epochs=(steps or lengths.steps) / per_epoch,
+        learning_rate=rate, evaluate_every=-(-lengths.steps // grid.curve_points[stage]),
+        attend=grid.train.attend if plan.pooling != "mean" else 0.0,
     )  # fmt: skip
-    validation = shop.long(
-        grid.constructions[0], plan.stages[stage], grid.carrier, "validation", grid.curve_pairs
-    )
     run = distill(
         student, shop.train, teacher_scores=shop.teacher_scores() if options.alpha else None,
         twin=shop.softmax() if options.match else None,
-        goals=shop.goals() if options.match else None, validation=validation.pairs,
-        options=options, longer=steps_of(plan, lengths, shop), folder=work,
-        show_progress=shop.show,
+        goals=shop.goals() if options.match else None,
+        validation=validation_of(plan, stage, shop), options=options,
+        longer=steps_of(plan, lengths, shop), folder=work, show_progress=shop.show,
     )  # fmt: skip
     config = student.model.config
     length = min(plan.arm.real, plan.stages[stage]) if plan.virtual else plan.stages[stage]
     return [
-        {
-            "steps": line.step,
-            "pairs": line.pairs,
-            "tokens": line.tokens,
-            "seconds": round(line.seconds, 1),
-            "flops": (1 if alone else 3) * flops(config, line.tokens, length),
-            "pearson": round(line.validation_pearson, 5),
-        }
+        point(line, line.tokens, line.seconds, 3 * flops(config, line.tokens, length))
         for line in run.log
         if line.validation_pearson is not None
     ]
+
+
+def find_stage(
+    plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work: Path, library: Library,
+    read: bool,
+) -> Curve:  # fmt: skip
+    """Let a stage's pooling learn alone, in place. Returns: the curve, costs counted from its start
+    and those of the library among them if it was ``read`` for it."""
+    grid, lengths = plan.grid, found_lengths_of(plan, stage)
+    pairs = validation_of(plan, stage, shop)
+    points = grid.curve_points[stage] if plan.arm.frozen else 1
+    reduced = torch.autocast("cpu", torch.bfloat16, grid.train.precision == "bf16")
+
+    def evaluate() -> float:
+        with reduced:
+            return pearson(student.score(pairs.sentence1, pairs.sentence2), pairs.unit_score)
+
+    run = learn_to_find(
+        student, library, lengths, options=grid.find, evaluate=evaluate,
+        evaluate_every=-(-lengths.steps // points), folder=work, show_progress=shop.show,
+    )  # fmt: skip
+    tokens, seconds = (library.tokens, library.seconds) if read else (0, 0.0)
+    cost = flops(student.model.config, tokens, grid.find.greatest)
+    return [
+        point(line, tokens * started, line.seconds + seconds * started, cost * started)
+        for line in run.log
+        if line.validation_pearson is not None
+        for started in [line.step > 0]
+    ]
+
+
+def point(line: Record, tokens: int, seconds: float, flops: float) -> dict[str, float]:
+    """A point of a curve."""
+    assert line.validation_pearson is not None
+    return {
+        "steps": line.step, "pairs": line.pairs, "tokens": tokens, "seconds": round(seconds, 1),
+        "flops": flops, "pearson": round(line.validation_pearson, 5),
+    }  # fmt: skip
 
 
 @contextmanager
@@ -226,14 +271,24 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
     """
     work = shop.work / f"{plan.key}-{plan.identity}"
     lines = Results(results / f"{plan.key}.jsonl", plan)
+    library: Library | None = None
     for stage, length in enumerate(plan.stages):
         folder = work / f"stage-{length}"
         if not (folder / "config.json").is_file():
-            rate = None if plan.arm.frozen else chosen_rate(plan, shop, work, results, lines)
-            student, cost, curve = start_of(plan, stage, shop, work)
-            if rate is not None:
+            student, cost = start_of(plan, stage, shop, work)
+            curve: Curve = []
+            if plan.learns_alone(stage):
+                found = work / f"pooling-{length}.work"
+                read = library is None or not plan.arm.frozen
+                if library is None or read:
+                    library = library_of(plan, stage, student, shop, found)
+                curve = find_stage(plan, stage, student, shop, found, library, read)
+                student.save(found / "model")
+            if not plan.arm.frozen:
+                rate = chosen_rate(plan, shop, work, results, lines)
                 trained = work / f"stage-{length}.work"
-                curve = joined(curve, train_stage(plan, stage, student, shop, trained, rate))
+                own = train_stage(plan, stage, student, shop, trained, rate)
+                curve = joined(curve, own)
             if not stage and not lines.has({"what": "transfer"}):
                 lines.add({"what": "transfer", **cost})
             if not lines.has({"what": "curve", "train_length": length}):
@@ -272,7 +327,10 @@ def chosen_rate(plan: RunPlan, shop: Workshop, work: Path, results: Path, lines:
     else:
         for rate in grid.rates:
             if not lines.has({"what": "pilot", "rate": rate}):
-                student, *_ = start_of(plan, 0, shop, work)
+                student, _ = start_of(plan, 0, shop, work)
+                if plan.learns_alone(0):
+                    found = work / f"pooling-{plan.stages[0]}.work" / "model"
+                    student = Encoder(found, windows=plan.kind.windows)
                 folder = work / f"pilot-{rate:g}.work"
                 curve = train_stage(plan, 0, student, shop, folder, rate, steps=grid.pilot)
                 lines.add({"what": "pilot", "rate": rate, "pearson": curve[-1]["pearson"]})
@@ -282,22 +340,26 @@ def chosen_rate(plan: RunPlan, shop: Workshop, work: Path, results: Path, lines:
 
 def start_of(
     plan: RunPlan, stage: int, shop: Workshop, work: Path
-) -> tuple[Encoder, dict[str, float], list[dict[str, float]]]:
-    """What a stage starts from: the stage before, or the transferred model with its costs; and the
-    curve of what its pooling has learned alone since."""
-    cost: dict[str, float] = {}
+) -> tuple[Encoder, dict[str, float]]:
+    """What a stage starts from: the stage before, or the transferred model with its costs."""
     if stage:
         before = work / f"stage-{plan.stages[stage - 1]}"
-        student = Encoder(before, windows=plan.kind.windows)
-    else:
-        student, cost = shop.start(plan)
-    if not plan.learns_alone(stage):
-        return student, cost, []
-    folder = work / f"pooling-{plan.stages[stage]}.work"
-    return student, cost, train_stage(plan, stage, student, shop, folder)
+        return Encoder(before, windows=plan.kind.windows), {}
+    return shop.start(plan)
 
 
-def joined(before: list[dict[str, float]], curve: list[dict[str, float]]) -> list[dict[str, float]]:
+def library_of(plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work: Path) -> Library:
+    """What a pooling learns alone from: of a frozen arm in all its stages."""
+    grid = plan.grid
+    last = found_lengths_of(plan, len(plan.stages) - 1 if plan.arm.frozen else stage)
+    return read_once(
+        student, steps_of(plan, last, shop).builders, last.options.greatest[-1],
+        options=grid.find, seed=1000 * plan.seed, precision=grid.train.precision, folder=work,
+        show_progress=shop.show,
+    )  # fmt: skip
+
+
+def joined(before: Curve, curve: Curve) -> Curve:
     """Two curves as one: the second starts where the first ended."""
     if not before:
         return curve

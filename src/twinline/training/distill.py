@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -191,7 +191,7 @@ def distill(
             made = student.score(validation.sentence1, validation.sentence2)
             return pearson(made, gold)
 
-    with frozen(student, options.freeze_words, options.pooling_only):
+    with frozen(student, options.freeze_words):
         run = train(
             Student(student), batch_at, loss, options.loop(steps),
             folder=folder,
@@ -214,15 +214,9 @@ def distill(
 
 
 @contextmanager
-def frozen(student: Encoder, words: bool, all_but_pooling: bool = False) -> Iterator[None]:
-    """Inside the block, word embeddings are not trained (if ``words``), or nothing is but what a
-    learned pooling weighs states by: with the values left as well, a text whose sentence is found
-    has the vector of that sentence."""
+def frozen(student: Encoder, words: bool) -> Iterator[None]:
+    """Inside the block, word embeddings are not trained, if ``words``."""
     held = [student.model.embeddings.word.weight] if words else []
-    if all_but_pooling:
-        pool = cast(nn.Module, student.model.pool).named_parameters()
-        learned = {id(p) for name, p in pool if not name.endswith(("value", "out"))}
-        held = [p for p in Student(student).parameters() if id(p) not in learned]
     held = [p for p in held if p.requires_grad]  # what was held before stays so behind the block
     for parameter in held:
         parameter.requires_grad_(False)
@@ -303,12 +297,11 @@ def check(
     if extra is not None and options.alpha == 0:
         raise TwinlineError("Extra pairs have no labels: they need alpha above 0.")
     pooling = student.model.config.pooling
-    for name in ("attend", "pooling_only"):
-        if getattr(options, name) and pooling != "latent":
-            raise TwinlineError(
-                f"{name}={getattr(options, name)} is for latent pooling; the student's is "
-                f"{pooling}."
-            )
+    if options.attend and pooling not in ("latent", "sentence"):
+        raise TwinlineError(
+            f"attend={options.attend} is for latent pooling, or by the sentence; the student's is "
+            f"{pooling}."
+        )
     for name in ("match", "states"):
         if getattr(options, name) and twin is None:
             raise TwinlineError(

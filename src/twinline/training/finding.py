@@ -1,0 +1,383 @@
+"""A pooling by the sentence learns alone which one of a text counts, from sentences read once.
+
+What such a pooling (``bysentence``) weighs sentences by is their mean states alone, and with the
+encoder left as it is these stay what they are. So a student reads short texts and stretches of
+prose a single time, and thousands of long texts are then made of what it kept: a short text whose
+gaps are filled with prose of the same document. A step costs a tenth of a second, where reading its
+texts would take a minute.
+What a sentence's states owe to the far rest of its text is that of the short one: an approximation,
+of training alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..batching import budget_batches, pad
+from ..bysentence import SentencePooling
+from ..data.long import Builder, TooLongError
+from ..encoder import Encoder
+from ..errors import TwinlineError
+from ..loop import Batch, Run, train
+from ..options import FindOptions, LoopOptions
+from ..progress import Progress
+from ..stca import Sentences
+from .lengths import Lengths
+from .losses import overlooked
+
+BATCH = 16_384
+"""Tokens that are read at a time."""
+BATCHED = 64
+"""Sentences a step, where it is learned what counts within them."""
+LEARNED = 600
+"""Pairs whose texts that is learned from."""
+RATE = 3e-3
+"""Peak learning rate of that."""
+
+
+Document = tuple[str, int]
+"""A carrier's name and the number of one of its documents."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The sentences of a text as a student reads them."""
+
+    looked: Tensor
+    """Their mean states in the layer that is looked at, (sentences, hidden), bfloat16."""
+    read: Tensor
+    """Those in the last layer, likewise."""
+    sizes: Tensor
+    """Tokens of each, (sentences,)."""
+
+    def __getitem__(self, part: slice) -> Kept:
+        return Kept(self.looked[part], self.read[part], self.sizes[part])
+
+    @property
+    def tokens(self) -> int:
+        return int(self.sizes.sum())
+
+
+@dataclass(frozen=True)
+class Library:
+    """What a pooling learns from."""
+
+    texts: list[tuple[Kept, int, Document]]
+    """Short texts, which sentence of each counts, and the document that it stands in."""
+    prose: dict[Document, list[Kept]]
+    """Stretches of each document."""
+    tokens: int
+    """All that was read for it."""
+    seconds: float
+    """What that took."""
+
+    def text(self, length: int, draw: np.random.Generator) -> tuple[Kept, int]:
+        """One of the texts, made as long as ``length`` tokens, and which sentence counts."""
+        kept, place, document = self.texts[int(draw.integers(len(self.texts)))]
+        stretches = self.prose.get(document, [])
+        while stretches and (room := length - kept.tokens) > 0:
+            stretch = stretches[int(draw.integers(len(stretches)))]
+            sizes = stretch.sizes.numpy()
+            first = int(draw.integers(len(sizes)))
+            many = int(np.searchsorted(np.cumsum(sizes[first:]), room, side="right"))
+            if not many:
+                if sizes.min() > room:
+                    break
+                continue
+            gap = int(draw.integers(len(kept.sizes) + 1))
+            kept = concatenated([kept[:gap], stretch[first : first + many], kept[gap:]])
+            place += many * (gap <= place)
+        return kept, place
+
+
+def concatenated(parts: list[Kept]) -> Kept:
+    return Kept(*(torch.cat([getattr(p, f) for p in parts]) for f in ("looked", "read", "sizes")))
+
+
+def read_once(
+    student: Encoder,
+    builders: tuple[Builder, ...],
+    longest: int,
+    *,
+    options: FindOptions | None = None,
+    seed: int = 0,
+    precision: str = "fp32",
+    folder: Path | None = None,
+    show_progress: bool | None = None,
+) -> Library:
+    """What ``student``'s pooling learns from; what it weighs states by within a sentence is learned
+    before, if it has not been.
+
+    Args:
+        builders: what the texts are made by: the constructions, their pairs and their prose.
+        longest: tokens of the longest text that will be made of it.
+        precision: fp32 or bf16, of reading.
+        folder: a checkpoint of what is learned before; a run found there goes on.
+    Raises: TwinlineError if the student's is no pooling by the sentence.
+    """
+    options = options or FindOptions()
+    pooling_of(student)
+    started = time.perf_counter()
+    reader = Reader(student, precision, show_progress)
+    texts, prose = what_is_read(builders, longest, options, seed, student.windows)
+    before = learn_shares(reader, texts, options, seed, folder)
+    every = [one.text for one in texts] + [text for text, _ in prose]
+    short: dict[int, tuple[Kept, int, Document]] = {}
+    stretches: dict[int, Kept] = {}
+    tokens = 0
+    for i, count, (row, states, real, looked) in reader(every, ""):
+        tokens += count
+        part = slice(row, row + 1), slice(count)
+        number = looked.number[part]
+        begins = torch.diff(number, dim=1, prepend=number[:, :1] - 1) > 0
+        read = Sentences.of(states[-1][part], begins, real[part], looked.emphasis[part])
+        sizes = torch.bincount(number[0])
+        means = looked.means[row, : len(sizes)].bfloat16().cpu()
+        kept = Kept(means, read.means[0].bfloat16().cpu(), sizes.cpu())
+        if i < len(texts):
+            # The last token of what counts: a sentence before may go on into it, or it into prose.
+            short[i] = kept, int(number[0, texts[i].span[1] - 1]), texts[i].document
+        else:
+            stretches[i] = kept
+    of: dict[Document, list[Kept]] = defaultdict(list)
+    for i in sorted(stretches):
+        of[prose[i - len(texts)][1]].append(stretches[i])
+    seconds = time.perf_counter() - started
+    return Library([short[i] for i in range(len(texts))], of, before + tokens, seconds)
+
+
+def learn_to_find(
+    student: Encoder,
+    library: Library,
+    lengths: Lengths,
+    *,
+    options: FindOptions | None = None,
+    evaluate: Callable[[], float] | None = None,
+    evaluate_every: int = 0,
+    folder: Path | None = None,
+    show_progress: bool | None = None,
+) -> Run:
+    """Train what ``student``'s pooling weighs sentences by; all else of it stays as it is.
+
+    The loss is the negative log of the share of weights that lies on the sentence that counts.
+
+    Args:
+        library: read with the student as it is.
+        lengths: of the steps' texts, and how many steps there are.
+        evaluate: logged every ``evaluate_every`` steps, at the start and at the end.
+        folder: checkpoints and ``metrics.jsonl``; a run found there goes on.
+    Returns: the run; its tokens are those of the texts that were made, not read.
+    """
+    options = options or FindOptions()
+    pool = pooling_of(student)
+
+    def batch_at(step: int) -> Batch:
+        draw = np.random.default_rng((lengths.seed, step, 2))
+        made = [library.text(lengths[step], draw) for _ in range(options.texts)]
+        return Batch(made, options.texts // 2, sum(kept.tokens for kept, _ in made))
+
+    def loss(module: nn.Module, made: list[tuple[Kept, int]]) -> Tensor:
+        def padded(name: str) -> Tensor:
+            rows = [getattr(kept, name) for kept, _ in made]
+            return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(student.device)
+
+        read, sizes = padded("read").float(), padded("sizes")
+        sentences = Sentences.kept(padded("looked").float(), sizes)
+        _, weights = module((read,), sizes, sentences)
+        places = torch.tensor([place for _, place in made], device=sizes.device)
+        spans = torch.stack([places, places + 1], dim=1)
+        return overlooked(weights[-1:], spans, sizes.shape[1])
+
+    with only(student, pool):
+        run = train(
+            pool, batch_at, loss, loop(options.learning_rate, lengths.steps, lengths.seed,
+                                       evaluate_every),
+            folder=folder,
+            identity={"find": asdict(options), "lengths": asdict(lengths.options)},
+            evaluate=evaluate, title="learning to find", show_progress=show_progress,
+        )  # fmt: skip
+    student.eval()
+    return run
+
+
+def loop(rate: float, steps: int, seed: int, evaluate_every: int = 0) -> LoopOptions:
+    """A constant rate with a cooldown, as a study's other steps have it."""
+    return LoopOptions(
+        steps=steps, learning_rate=rate, schedule="constant", cooldown=0.25, warmup=0.0,
+        weight_decay=0.0, evaluate_every=evaluate_every, keep_best=False, seed=seed,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Short:
+    """A short text."""
+
+    text: str
+    span: tuple[int, int]
+    """Its tokens that count, from and to."""
+    document: Document
+    """The carrier's that its prose is from."""
+
+
+def what_is_read(
+    builders: tuple[Builder, ...], longest: int, options: FindOptions, seed: int,
+    windows: int | None,
+) -> tuple[list[Short], list[tuple[str, Document]]]:  # fmt: skip
+    """Short texts of the training pairs, and stretches of prose with the documents they are of."""
+    stretch = min(longest, windows or longest)
+    draw = np.random.default_rng((seed, 3))
+    carriers = {b.carrier.name: b for b in builders if b.carrier is not None}
+    documents: dict[str, list[int]] = defaultdict(list)
+    prose = []
+    many = -(-options.prose // (stretch * len(carriers))) if longest > options.least else 0
+    for name, builder in carriers.items():
+        for number in range(max(1, many)):
+            document = builder.document(longest, number)
+            assert document is not None
+            documents[name].append(document)
+            if many:
+                text = builder.prose(stretch, number, number, document)
+                prose.append((text, (name, document)))
+    made: list[Short] = []
+    for number, row in enumerate(draw.permutation(len(builders[0].pairs))[: options.pairs]):
+        builder = builders[number % len(builders)]
+        assert builder.carrier is not None
+        name = builder.carrier.name
+        document = documents[name][int(draw.integers(len(documents[name])))]
+        most = min(options.greatest, longest)
+        size = int(draw.integers(min(options.least, most), most + 1))
+        try:
+            pair = builder.pair(int(row), size, number, document)
+        except TooLongError:
+            continue
+        for text, span in zip((pair.text1, pair.text2), pair.spans, strict=True):
+            made.append(Short(text, span, (name, document)))
+    if not made:
+        raise TwinlineError("No training pair fits into the texts: raise find.greatest.")
+    return made, prose
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads texts with a student as it is."""
+
+    student: Encoder
+    precision: str
+    show: bool | None
+
+    def __call__(self, texts: list[str], part: str) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
+        """Of each text its number, how many tokens it has, and what the pooling (``part`` "") or
+        that part of it was given, batch by batch in any order."""
+        model = self.student.model
+        ids = self.student.tokenize(texts)[0]
+        heard: list[Any] = []
+        module = pooling_of(self.student).get_submodule(part)
+        # A copy: a layer may write over what the one before it made.
+        hook = module.register_forward_pre_hook(
+            lambda _, given: heard.append(
+                tuple(x.clone() if isinstance(x, Tensor) else x for x in given)
+            )
+        )
+        reduced = torch.autocast(model.device.type, torch.bfloat16, self.precision == "bf16")
+        self.student.eval()
+        try:
+            with Progress("reading once", total=len(ids), show=self.show) as progress:
+                for batch in budget_batches([len(row) for row in ids], BATCH):
+                    padded, mask = pad([ids[i] for i in batch], model.config.pad_token_id)
+                    with torch.no_grad(), reduced:
+                        model(padded.to(model.device), mask.to(model.device))
+                    given = heard.pop()
+                    for row, i in enumerate(batch):
+                        yield i, len(ids[i]), (row, *given)
+                    progress.advance(len(batch))
+        finally:
+            hook.remove()
+
+
+def learn_shares(
+    reader: Reader, texts: list[Short], options: FindOptions, seed: int, folder: Path | None
+) -> int:
+    """Train what states weigh within their sentence: those that count, and of a sentence of prose
+    all alike. The loss is the cross-entropy to that.
+
+    Returns: the tokens that were read for it.
+    """
+    chosen = texts[: 2 * LEARNED]
+    within = pooling_of(reader.student).within
+    if not options.inside or bool(within.out.any()):
+        return 0
+    tokens = 0
+    kept: list[tuple[Tensor, Tensor]] = []
+    draw = np.random.default_rng((seed, 4))
+    for i, count, (row, states, starts, _) in reader([one.text for one in chosen], "within"):
+        tokens += count
+        number = starts[row, :count].long().cumsum(0)
+        start, end = chosen[i].span
+        counting = torch.zeros(count, dtype=torch.bool, device=number.device)
+        counting[start:end] = True
+        counting[[0, -1]] = True  # special tokens are read with the sentence that has them
+        own = number == number[end - 1]
+        kept.append((states[row, :count][own].bfloat16().cpu(), counting[own].cpu()))
+        other = number == int(draw.integers(1, int(number[-1]) + 1))
+        if not bool((other & own).any()):
+            kept.append((states[row, :count][other].bfloat16().cpu(), torch.ones(int(other.sum()))))
+
+    def batch_at(step: int) -> Batch:
+        drawn = np.random.default_rng((seed, step, 5)).integers(len(kept), size=BATCHED)
+        rows = [kept[i] for i in drawn]
+        return Batch(rows, len(rows), sum(len(goal) for _, goal in rows))
+
+    def loss(module: nn.Module, rows: list[tuple[Tensor, Tensor]]) -> Tensor:
+        states, goal, real = (
+            nn.utils.rnn.pad_sequence(list(each), batch_first=True).float()
+            for each in zip(*((x, y, torch.ones(len(y))) for x, y in rows), strict=True)
+        )
+        starts = torch.zeros_like(real, dtype=torch.bool)
+        starts[:, 0] = True
+        marks = module(states, starts, real.bool()).masked_fill(real == 0, -1e9)
+        shares = marks.log_softmax(dim=1)
+        lost: Tensor = -((goal * shares).sum(dim=1) / goal.sum(dim=1)).mean()
+        return lost
+
+    with only(reader.student, within):
+        train(
+            within, batch_at, loss, loop(RATE, options.inside, seed),
+            folder=folder and folder / "inside", identity={"find": asdict(options)},
+            title="learning what counts within", show_progress=reader.show,
+        )  # fmt: skip
+    return tokens
+
+
+def pooling_of(student: Encoder) -> SentencePooling:
+    """Raises: TwinlineError if the student's is no pooling by the sentence."""
+    pool = student.model.pool
+    if not isinstance(pool, SentencePooling):
+        raise TwinlineError(
+            f"The pooling {student.model.config.pooling} cannot learn alone to find sentences: "
+            "convert with pooling sentence."
+        )
+    return pool
+
+
+@contextmanager
+def only(student: Encoder, part: nn.Module) -> Iterator[None]:
+    """Inside the block, nothing of the student is trained but ``part``."""
+    learned = {id(p) for p in part.parameters()}
+    held = [p for p in student.model.parameters() if p.requires_grad and id(p) not in learned]
+    for parameter in held:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad_(True)

@@ -1,0 +1,115 @@
+"""A pooling by the sentence that learns alone, from sentences read once."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from twinline.batching import load_tokenizer
+from twinline.conversion import convert
+from twinline.data import Pairs
+from twinline.data.carriers import Carrier
+from twinline.data.long import Builder
+from twinline.encoder import Encoder
+from twinline.errors import TwinlineError
+from twinline.options import FindOptions, LengthOptions
+from twinline.sources import find_model
+from twinline.training.finding import Library, learn_to_find, read_once
+from twinline.training.lengths import Lengths
+
+OPTIONS = FindOptions(
+    pairs=40, least=24, greatest=48, prose=2000, texts=16, inside=60, learning_rate=3e-3
+)
+LENGTHS = Lengths(LengthOptions(least=24, greatest=(200,), mean=0.6, edge=0.4), 60)
+
+
+MINILM = "all-MiniLM-L6-v2"
+
+
+@pytest.fixture(scope="module")
+def builders() -> tuple[Builder, ...]:
+    tokenizer = load_tokenizer(find_model(MINILM))
+    sentences = [f"a man plays number {i} in green grass" for i in range(40)]  # no full stop
+    pairs = Pairs(sentences, sentences[::-1], np.linspace(0, 1, 40), (0, 1), "made", "train")
+    prose = {
+        str(d): " ".join(f"Dogs run {d} fast on day {i}." for i in range(120)) for d in range(4)
+    }
+    carrier = Carrier(prose, tokenizer, "dogs")
+    return tuple(Builder(pairs, name, tokenizer, carrier) for name in ("context", "keyed"))
+
+
+def student(pooling: str = "sentence") -> Encoder:
+    torch.manual_seed(0)
+    made = convert(MINILM, attention="hybrid", block_size=16, sentences=True, pooling=pooling)
+    return Encoder(made)
+
+
+def read(encoder: Encoder, builders: tuple[Builder, ...], folder: Path | None = None) -> Library:
+    return read_once(encoder, builders, 200, options=OPTIONS, folder=folder)
+
+
+def test_it_learns_alone_what_counts(builders: tuple[Builder, ...]) -> None:
+    encoder = student()
+    encoder.model.embeddings.position.weight.requires_grad_(False)
+    before = {name: p.detach().clone() for name, p in encoder.model.named_parameters()}
+    library = read(encoder, builders)
+    run = learn_to_find(encoder, library, LENGTHS, options=OPTIONS)
+    changed = {name for name, p in encoder.model.named_parameters() if not p.equal(before[name])}
+    assert {name.split(".")[1] for name in changed} == {"target", "layers", "within"}
+    assert all(name.startswith("pool.") for name in changed)
+    held = [name for name, p in encoder.model.named_parameters() if not p.requires_grad]
+    assert held == ["embeddings.position.weight"]  # as before
+    assert np.mean([line.loss for line in run.log[-5:]]) < run.log[0].loss / 2
+    # In real texts of a length that none of those that were read had.
+    pair = builders[0].pair(3, 160, epoch=1)
+    ids = encoder.tokenize([pair.text1, pair.text2])[0]
+    with torch.no_grad():
+        weights = encoder.read(ids).weights[-1].mean(dim=1)
+    for row, (start, end) in enumerate(pair.spans):
+        assert weights[row, start:end].sum() > 0.5 > 2 * (end - start) / 160
+
+
+def test_texts_are_made_longer_by_prose_of_their_own_document(
+    builders: tuple[Builder, ...],
+) -> None:
+    encoder = student()
+    library = read(encoder, builders)
+    assert len({document for *_, document in library.texts}) > 1
+    draw = np.random.default_rng(0)
+    for length in (30, 90, 200):
+        for _ in range(20):
+            made, place = library.text(length, draw)
+            short = [kept for kept, *_ in library.texts if len(kept.sizes) <= len(made.sizes)]
+            # What counts is one of the sentences that were read in a short text.
+            assert any(
+                bool((made.looked[place] == kept.looked[own]).all())
+                for kept, own, _ in library.texts
+            )
+            assert short
+            assert length - 20 < made.tokens <= max(length, 48)
+
+
+def test_a_stopped_one_goes_on(builders: tuple[Builder, ...], tmp_path: Path) -> None:
+    def weights(folder: Path) -> torch.Tensor:
+        encoder = student()
+        library = read(encoder, builders, folder)
+        learn_to_find(encoder, library, LENGTHS, options=OPTIONS, folder=folder)
+        return torch.cat([p.detach().flatten() for p in encoder.model.pool.parameters()])
+
+    whole = weights(tmp_path / "whole")
+    again = weights(tmp_path / "whole")  # both checkpoints are those of finished runs
+    assert again.equal(whole)
+
+
+def test_only_a_pooling_that_is_told_sentences_learns_so(builders: tuple[Builder, ...]) -> None:
+    with pytest.raises(TwinlineError, match="pooling latent cannot learn alone"):
+        read(student("latent"), builders)
+    pairs = builders[0].pairs
+    long = replace(pairs, sentence1=[4 * text for text in pairs.sentence1])
+    given = (Builder(long, "context", builders[0].tokenizer, builders[0].carrier),)
+    with pytest.raises(TwinlineError, match=r"raise find\.greatest"):
+        read_once(
+            student(), given, 200, options=FindOptions(least=16, greatest=16)
+        )  # fmt: skip
