@@ -50,7 +50,7 @@ def read(encoder: Encoder, builders: tuple[Builder, ...], folder: Path | None = 
     return read_once(encoder, builders, 200, options=OPTIONS, folder=folder)
 
 
-def test_it_learns_alone_what_counts(builders: tuple[Builder, ...]) -> None:
+def test_it_learns_alone_what_counts(builders: tuple[Builder, ...], tmp_path: Path) -> None:
     encoder = student()
     encoder.model.embeddings.position.weight.requires_grad_(False)
     before = {name: p.detach().clone() for name, p in encoder.model.named_parameters()}
@@ -62,6 +62,9 @@ def test_it_learns_alone_what_counts(builders: tuple[Builder, ...]) -> None:
     held = [name for name, p in encoder.model.named_parameters() if not p.requires_grad]
     assert held == ["embeddings.position.weight"]  # as before
     assert np.mean([line.loss for line in run.log[-5:]]) < run.log[0].loss / 2
+    encoder.save(tmp_path / "saved")
+    texts = [builders[0].pair(1, 160).text1, "a man plays. Dogs run."]
+    assert (Encoder(tmp_path / "saved").encode(texts) == encoder.encode(texts)).all()
     # In real texts of a length that none of those that were read had.
     pair = builders[0].pair(3, 160, epoch=1)
     ids = encoder.tokenize([pair.text1, pair.text2])[0]
@@ -113,3 +116,8 @@ def test_only_a_pooling_that_is_told_sentences_learns_so(builders: tuple[Builder
         read_once(
             student(), given, 200, options=FindOptions(least=16, greatest=16)
         )  # fmt: skip
+
+
+def test_it_cannot_do_without_sentences() -> None:
+    with pytest.raises(TwinlineError, match="set sentences to true"):
+        convert(MINILM, attention="hybrid", pooling="sentence")
