@@ -11,7 +11,8 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -217,6 +218,19 @@ def load(module: nn.Module, weights: Weights) -> None:
     """Put ``weights`` back into the trainable parameters."""
     for name, parameter in trained(module):
         parameter.copy_(weights[name])
+
+
+@contextmanager
+def held(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside the block these are not trained; what was held before stays so behind it."""
+    ours = [p for p in parameters if p.requires_grad]
+    for parameter in ours:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in ours:
+            parameter.requires_grad_(True)
 
 
 class Keeper:

@@ -280,10 +280,11 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
             if plan.learns_alone(stage):
                 found = work / f"pooling-{length}.work"
                 read = library is None or not plan.arm.frozen
-                if library is None or read:
+                if library is None or not plan.arm.frozen:
                     library = library_of(plan, stage, student, shop, found)
                 curve = find_stage(plan, stage, student, shop, found, library, read)
-                student.save(found / "model")
+                if not stage and plan.grid.rates and plan.first:  # what the pilots start from
+                    student.save(found / "model")
             if not plan.arm.frozen:
                 rate = chosen_rate(plan, shop, work, results, lines)
                 trained = work / f"stage-{length}.work"

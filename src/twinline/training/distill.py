@@ -6,7 +6,7 @@ DSE (arXiv 1908.05161, sec. 3.3): ``(1 − α) · task loss + α · (student −
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ..data import Pairs
 from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..files import fingerprint
-from ..loop import Batch, Run, train
+from ..loop import Batch, Run, held, train
 from ..options import DistillOptions
 from ..reading import Reading
 from ..sentences import sentence_starts
@@ -213,18 +213,9 @@ def distill(
     return run
 
 
-@contextmanager
-def frozen(student: Encoder, words: bool) -> Iterator[None]:
+def frozen(student: Encoder, words: bool) -> AbstractContextManager[None]:
     """Inside the block, word embeddings are not trained, if ``words``."""
-    held = [student.model.embeddings.word.weight] if words else []
-    held = [p for p in held if p.requires_grad]  # what was held before stays so behind the block
-    for parameter in held:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in held:
-            parameter.requires_grad_(True)
+    return held(student.model.embeddings.word.parameters() if words else [])
 
 
 @contextmanager

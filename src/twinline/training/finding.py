@@ -3,8 +3,7 @@
 What such a pooling (``bysentence``) weighs sentences by is their mean states alone, and with the
 encoder left as it is these stay what they are. So a student reads short texts and stretches of
 prose a single time, and thousands of long texts are then made of what it kept: a short text whose
-gaps are filled with prose of the same document. A step costs a tenth of a second, where reading its
-texts would take a minute.
+gaps are filled with prose of the same document. A step runs no encoder.
 What a sentence's states owe to the far rest of its text is that of the short one: an approximation,
 of training alone.
 """
@@ -14,7 +13,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,8 @@ from ..bysentence import SentencePooling
 from ..data.long import Builder, TooLongError
 from ..encoder import Encoder
 from ..errors import TwinlineError
-from ..loop import Batch, Run, train
+from ..files import fingerprint
+from ..loop import Batch, Run, held, train
 from ..options import FindOptions, LoopOptions
 from ..progress import Progress
 from ..stca import Sentences
@@ -80,6 +80,14 @@ class Library:
     """All that was read for it."""
     seconds: float
     """What that took."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the sentences' sizes and places: another library's texts have others."""
+        return fingerprint(
+            kept.sizes.numpy().tobytes() + str((place, document)).encode()
+            for kept, place, document in self.texts
+        )
 
     def text(self, length: int, draw: np.random.Generator) -> tuple[Kept, int]:
         """One of the texts, made as long as ``length`` tokens, and which sentence counts."""
@@ -203,7 +211,10 @@ def learn_to_find(
             pool, batch_at, loss, loop(options.learning_rate, lengths.steps, lengths.seed,
                                        evaluate_every),
             folder=folder,
-            identity={"find": asdict(options), "lengths": asdict(lengths.options)},
+            identity={
+                "find": asdict(options), "lengths": asdict(lengths.options),
+                "library": library.fingerprint,
+            },
             evaluate=evaluate, title="learning to find", show_progress=show_progress,
         )  # fmt: skip
     student.eval()
@@ -369,15 +380,7 @@ def pooling_of(student: Encoder) -> SentencePooling:
     return pool
 
 
-@contextmanager
-def only(student: Encoder, part: nn.Module) -> Iterator[None]:
+def only(student: Encoder, part: nn.Module) -> AbstractContextManager[None]:
     """Inside the block, nothing of the student is trained but ``part``."""
     learned = {id(p) for p in part.parameters()}
-    held = [p for p in student.model.parameters() if p.requires_grad and id(p) not in learned]
-    for parameter in held:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in held:
-            parameter.requires_grad_(True)
+    return held(p for p in student.model.parameters() if id(p) not in learned)
