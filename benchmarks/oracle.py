@@ -11,15 +11,27 @@ learned query.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from twinline.bysentence import SentencePooling
 from twinline.data import load
 from twinline.data.carriers import load_carrier
 from twinline.data.long import Builder
 from twinline.encoder import Encoder
+from twinline.reading import Reading
+
+
+def told_by(pool: Any, read: Reading, inside: torch.Tensor) -> torch.Tensor:
+    """(1, width), of the states (1, n, width) that are ``inside`` (1, n) alone."""
+    if not isinstance(pool, SentencePooling):
+        return pool([read.states], inside)[0]
+    weights = read.weights[-1] * inside[:, None]  # by the text's sentences: they are not told again
+    weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(1e-30)
+    return pool.layers[-1].own(weights, read.states)
 
 
 @torch.inference_mode()
@@ -47,7 +59,7 @@ def main() -> None:
             alone = twin.read(twin.tokenize([sentence])[0])
             inside = torch.zeros(1, read.states.shape[1], dtype=torch.bool)
             inside[0, start:end] = True
-            told, _ = student.model.pool([read.states], inside)
+            told = told_by(student.model.pool, read, inside)
             vectors["student"].append(read.vectors[0])
             vectors["told"].append(F.normalize(told[0], dim=-1))
             vectors["twin"].append(alone.vectors[0])

@@ -1,6 +1,7 @@
 """A tiny study from end to end: stopped, resumed, refused, reported."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from twinline.study import run as run_module
 from twinline.study.grid import NATIVE
 from twinline.study.measure import power_law
 from twinline.study.plan import run_grid
-from twinline.study.report import make
+from twinline.study.report import conclusion, make
 from twinline.study.run import packed
 from twinline.study.table import (
     FIELDS,
     Table,
     by_genre,
     by_place,
+    chosen_student,
     set_key,
     slope_interval,
     unpacked,
@@ -188,6 +190,21 @@ def test_a_difference_is_paired_and_needs_the_same_pairs(finished: Path) -> None
     assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
     assert table.difference(one, {**one, "eval_length": 64}) is None
     assert table.difference(one, {**one, "arm": "lightning"}) is None
+
+
+def test_a_run_that_is_not_tested_yet_is_not_the_chosen_student(finished: Path) -> None:
+    table = Table.read(finished / "results" / "tiny")
+    chosen = chosen_student(table)
+    assert chosen is not None
+    ahead = [
+        [line for line in lines if line.get("split") != "test"]
+        if (lines[0]["arm"], lines[0]["pooling"]) == chosen
+        else lines
+        for lines in table.runs
+    ]
+    other = replace(table, runs=ahead)
+    assert chosen_student(other) not in (chosen, None)
+    assert conclusion(other)
 
 
 def test_the_exponent_of_length_is_bootstrapped_over_the_pairs_that_all_lengths_have(

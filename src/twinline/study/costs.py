@@ -7,7 +7,7 @@ from typing import Any
 from . import figures
 from .measure import SHARES, TARGETS, PowerLaw, power_law, reached
 from .page import amount, number, part
-from .table import Table, main_test, reported_split, slope_interval
+from .table import Table, main_pooling, main_test, reported_split, slope_interval
 
 
 def curve_part(table: Table) -> dict[str, Any]:
@@ -93,16 +93,19 @@ def cost_part(table: Table) -> dict[str, Any]:
     split = reported_split(table)
     at = main_test(table, split)
     length = max(table.lengths(**at), default=0)
+    pooling = main_pooling(table)
     common = [n for n in table.lengths(**at)
               if len({r["arm"] for r in table.find(eval_length=n, **at)}) > 2]  # fmt: skip
     length = max(common, default=length)
     return part(
         "Cost", pictures=[
-            {"svg": figures.costs(table, "seconds", **at), "caption": "Time to encode and score a "
-             "pair; docs/speed.md has speed and memory in one quiet run against other libraries."},
-            {"svg": figures.costs(table, "memory", **at), "caption": "Memory, as it is estimated "
-             "before a text is read (measured peaks lie within a tenth)."},
-            {"svg": figures.pareto(table, table.poolings[0], length, **at),
+            {"svg": figures.costs(table, "seconds", pooling, **at),
+             "caption": "Time to encode and score a pair; docs/speed.md has speed and memory in "
+             "one quiet run against other libraries."},
+            {"svg": figures.costs(table, "memory", pooling, **at),
+             "caption": "Memory, as it is estimated before a text is read (measured peaks lie "
+             "within a tenth)."},
+            {"svg": figures.pareto(table, pooling, length, **at),
              "caption": f"What a second buys, at {length:,} tokens."},
         ],
     )  # fmt: skip

@@ -150,7 +150,7 @@ def pareto(table: Table, pooling: str, length: int, **wanted: Any) -> str:
 UNITS = {"seconds": "seconds a pair", "memory": "MB a text, beside the weights"}
 
 
-def costs(table: Table, cost: str, **wanted: Any) -> str:
+def costs(table: Table, cost: str, pooling: str, **wanted: Any) -> str:
     """A cost (``UNITS``) against length."""
 
     def each(row: dict[str, Any]) -> float:
@@ -158,7 +158,7 @@ def costs(table: Table, cost: str, **wanted: Any) -> str:
 
     def paint(axes: Any) -> None:
         for arm in table.names("arm"):
-            rows = [r for r in table.find(arm=arm, pooling="latent", **wanted)
+            rows = [r for r in table.find(arm=arm, pooling=pooling, **wanted)
                     if r["eval_length"] and r.get(cost)]  # fmt: skip
             lengths = sorted({r["eval_length"] for r in rows})
             if not lengths:

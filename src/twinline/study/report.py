@@ -22,8 +22,10 @@ from .table import (
     LINEAR_TIME,
     Table,
     by_genre,
+    chosen_student,
     flat,
     longest,
+    main_pooling,
     main_test,
     native_of_same,
     reported_split,
@@ -56,7 +58,7 @@ def make(name: str | None, results: Path, docs: Path) -> list[Path]:
         RUN_AGAIN.format(name=table.name), "; ".join(table.names("machine")),
     )  # fmt: skip
     write_whole(written[1], page)
-    pooling = table.poolings[0]
+    pooling = main_pooling(table)
     picture = docs / folder.name / "pearson.svg"
     split = reported_split(table)
     write_whole(
@@ -79,24 +81,6 @@ def newest(results: Path) -> Path:
             f"{results} holds no results of a study: give twinline study run a grid first."
         )
     return found[-1].parent
-
-
-def chosen_student(table: Table) -> tuple[str, str] | None:
-    """The linear-time arm and pooling best on validation, at the longest length there."""
-    best = None
-    at = main_test(table, "validation")
-    lengths = [n for n in table.lengths(**at) if n]
-    for arm in LINEAR_TIME:
-        for pooling in table.poolings:
-            for length in reversed(lengths):
-                value = table.mean(
-                    arm=arm, pooling=pooling, eval_length=length, train_length=longest(table), **at
-                )
-                if value is not None and (best is None or (length, value) > best[:2]):
-                    best = (length, value, arm, pooling)
-                if value is not None:
-                    break
-    return best and (best[2], best[3])
 
 
 def yardstick(table: Table) -> float | None:
@@ -293,10 +277,11 @@ def place_part(table: Table) -> dict[str, Any] | None:
     at = main_test(table, split)
     lengths = [n for n in table.lengths(**at) if n]
     length = min(lengths, key=lambda n: abs(n - 2048)) if lengths else 0
-    if not length or "latent" not in table.poolings:
+    if not length:
         return None
-    svg = figures.places(table, "latent", length, **at)
-    picture = {"svg": svg, "caption": f"latent pooling, {length:,} tokens"}
+    pooling = main_pooling(table)
+    svg = figures.places(table, pooling, length, **at)
+    picture = {"svg": svg, "caption": f"{pooling} pooling, {length:,} tokens"}
     return part("Pearson by the sentence's place", pictures=[picture])
 
 

@@ -39,7 +39,7 @@ CELL = ("arm", "train_length", "split", "construction", "carrier", "eval_length"
 
 @dataclass(frozen=True)
 class Table:
-    """All finished runs of one grid."""
+    """The runs of one grid, finished or under way."""
 
     name: str
     runs: list[list[dict[str, Any]]]
@@ -114,7 +114,7 @@ class Table:
 
     @cached_property
     def poolings(self) -> list[str]:
-        """Poolings of the arms, the learned one first."""
+        """Poolings of the arms."""
         found = {r["pooling"] for r in self.rows if r["arm"] != NATIVE}
         return sorted(found)
 
@@ -273,3 +273,30 @@ def main_test(table: Table, split: str) -> dict[str, Any]:
         if row["construction"] == "context":
             return {"construction": "context", "carrier": row["carrier"], "split": split}
     raise TwinlineError("No test of the construction context is finished: the report needs one.")
+
+
+def chosen_student(table: Table) -> tuple[str, str] | None:
+    """The linear-time arm and pooling best on validation, at the longest length there."""
+    best = None
+    at = main_test(table, "validation")
+    reported = main_test(table, reported_split(table))
+    lengths = [n for n in table.lengths(**at) if n]
+    for arm in LINEAR_TIME:
+        for pooling in table.poolings:
+            if not table.find(arm=arm, pooling=pooling, train_length=longest(table), **reported):
+                continue  # a run that is under way has been validated only
+            for length in reversed(lengths):
+                value = table.mean(
+                    arm=arm, pooling=pooling, eval_length=length, train_length=longest(table), **at
+                )
+                if value is not None and (best is None or (length, value) > best[:2]):
+                    best = (length, value, arm, pooling)
+                if value is not None:
+                    break
+    return best and (best[2], best[3])
+
+
+def main_pooling(table: Table) -> str:
+    """That of the chosen student: what pictures of a single pooling show."""
+    student = chosen_student(table)
+    return student[1] if student else table.poolings[0]
