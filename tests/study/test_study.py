@@ -13,7 +13,6 @@ from twinline.errors import TwinlineError
 from twinline.files import read_lines
 from twinline.study import run as run_module
 from twinline.study.grid import NATIVE
-from twinline.study.measure import power_law
 from twinline.study.plan import run_grid
 from twinline.study.report import conclusion, make
 from twinline.study.run import packed
@@ -23,8 +22,8 @@ from twinline.study.table import (
     by_genre,
     by_place,
     chosen_student,
+    law_of_length,
     set_key,
-    slope_interval,
     unpacked,
 )
 
@@ -215,8 +214,7 @@ def test_the_exponent_of_length_is_bootstrapped_over_the_pairs_that_all_lengths_
         arm="hybrid", pooling="sentence", construction="context", split="test", seed=0
     )
     assert len(rows) == 3
-    law = power_law([r["eval_length"] for r in rows], [r["pearson"] for r in rows])
-    within = slope_interval(table, rows)
+    law, within = law_of_length(table, rows)
     assert law is not None
     assert within is not None
     assert within[0] < law.b < within[1]

@@ -7,7 +7,7 @@ from typing import Any
 from . import figures
 from .measure import SHARES, TARGETS, PowerLaw, power_law, reached
 from .page import amount, number, part
-from .table import Table, main_pooling, main_test, reported_split, slope_interval
+from .table import Table, law_of_length, main_pooling, main_test, reported_split
 
 
 def curve_part(table: Table) -> dict[str, Any]:
@@ -120,9 +120,10 @@ def law_part(table: Table) -> dict[str, Any] | None:
             found = [r for r in table.find(arm=arm, pooling=pooling, **at) if r["eval_length"]]
             trained = max((r["train_length"] for r in found), default=0)
             found = [r for r in found if r["train_length"] == trained]
-            law = power_law([r["eval_length"] for r in found], [r["pearson"] for r in found])
-            if law and law.points > 2:
-                within = slope_interval(table, found)
+            if len({r["eval_length"] for r in found}) < 3:
+                continue  # through two lengths goes any law
+            law, within = law_of_length(table, found)
+            if law:
                 told = "–" if within is None else f"[{within[0]:+.3f}, {within[1]:+.3f}]"
                 rows.append([f"{arm}, {pooling}", f"{trained:,}", *law_cells(law, told)])
     learnt = []
@@ -142,10 +143,10 @@ def law_part(table: Table) -> dict[str, Any] | None:
             {"caption": "1 − validation Pearson = a · training tokens^b",
              "head": ["run", "length", *cells], "rows": learnt},
         ],
-        texts=["Fitted to logarithms by least squares. By length: over lengths and seeds; b is how "
-               "fast the loss of correlation grows with the text, its 95 % interval bootstrapped "
-               "over pairs. By training: along each stage's curve without its start; the more "
-               "negative b, the faster it converges, ± its standard error."],
+        texts=["Fitted to logarithms by least squares. By length: over lengths and seeds, on the "
+               "pairs that all lengths have; b is how fast the loss of correlation grows with the "
+               "text, its 95 % interval bootstrapped over pairs. By training: along each "
+               "stage's curve without its start; the more negative b, the faster it converges, ± its standard error."],
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from ..errors import TwinlineError
 from ..files import read_lines
 from ..statistics import Correlation, mean_difference, resampled_pearsons
 from .grid import NATIVE
-from .measure import COSTS, reached
+from .measure import COSTS, PowerLaw, power_law, reached
 
 LINEAR_TIME = ("linear", "hybrid", "lightning")
 """Arms that read a whole text in time linear in its length."""
@@ -220,27 +220,30 @@ def unseen(table: Table, row: dict[str, Any]) -> float | None:
     return made.pearson(np.array([not shared[r] for r in made.rows]))
 
 
-def slope_interval(table: Table, rows: list[dict[str, Any]]) -> tuple[float, float] | None:
-    """95 % interval of the exponent of ``measure.power_law``, bootstrapped over pairs.
-
-    The ``rows`` are looked at on the same resampled pairs, of those that all have scored; None
-    if that is fewer than 20.
+def law_of_length(
+    table: Table, rows: list[dict[str, Any]]
+) -> tuple[PowerLaw | None, tuple[float, float] | None]:
+    """``measure.power_law`` of the ``rows`` on the pairs that all of them have scored, and the 95 %
+    interval of its exponent, bootstrapped over these pairs; of fewer than 20 the law is of each
+    row's own pairs and has no interval.
     """
+    lengths = [row["eval_length"] for row in rows]
     every = [scored(table, row) for row in rows]
     common = every[0].rows
     for one in every[1:]:
         common = np.intersect1d(common, one.rows)
     if len(common) < FEWEST:
-        return None
+        return power_law(lengths, [row["pearson"] for row in rows]), None
     kept = [np.isin(one.rows, common) for one in every]  # rows stand in order
+    law = power_law(lengths, [one.pearson(at) for one, at in zip(every, kept, strict=True)])
     drawn = resampled_pearsons(
         [one.scores[at] for one, at in zip(every, kept, strict=True)], every[0].gold[kept[0]]
     )
-    lengths = np.log([row["eval_length"] for row in rows])
-    off = lengths - lengths.mean()
+    logs = np.log(lengths)
+    off = logs - logs.mean()
     slopes = off @ np.log((1 - drawn).clip(1e-6)) / (off @ off)
     low, high = np.nanpercentile(slopes, (2.5, 97.5))
-    return float(low), float(high)
+    return law, (float(low), float(high))
 
 
 def native_of_same(table: Table, row: dict[str, Any]) -> float | None:
