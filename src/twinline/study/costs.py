@@ -146,7 +146,8 @@ def law_part(table: Table) -> dict[str, Any] | None:
         texts=["Fitted to logarithms by least squares. By length: over lengths and seeds, on the "
                "pairs that all lengths have; b is how fast the loss of correlation grows with the "
                "text, its 95 % interval bootstrapped over pairs. By training: along each "
-               "stage's curve without its start; the more negative b, the faster it converges, ± its standard error."],
+               "stage's curve without its start; the more negative b, the faster it "
+               "converges, ± its standard error."],
     )  # fmt: skip
 
 
