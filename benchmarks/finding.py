@@ -6,8 +6,9 @@ Sentences of STS-B stand among consecutive ones of a document; each is the mean 
 layer of MODEL read one by one (a hybrid with anchors, its far branch off), so that what is compared
 is finding alone. A query is trained on novels, three seeds each, and told more and more: nothing of
 the rest of the text; its mean; the sentences beside each one; how like them and the mean a sentence
-is, in a learned subspace. Latent pooling is told all of it (``stca``). Each is asked which of a
-text's sentences weighs most: in other authors' novels and in meetings, on the validation split.
+is, in a learned subspace. Pooling by the sentence is told all of it (``bysentence``). Each is asked
+which of a text's sentences weighs most: in other authors' novels and in meetings, on the validation
+split.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twinline.batching import pad
+from twinline.bysentence import SUBSPACE
 from twinline.conversion import convert
 from twinline.data import load
 from twinline.data.carriers import load_carrier
 from twinline.encoder import Encoder
 from twinline.evaluate import far_off
 from twinline.sentences import sentence_starts
-from twinline.stca import NEAR, SUBSPACE, USUAL, Sentences
+from twinline.stca import NEAR, USUAL, Sentences
 
 TOKENS, STRETCHES, TARGETS = 2048, 40, 1500
 STEPS, TEXTS, RATE = 300, 64, 1e-3

@@ -279,10 +279,9 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
             curve: Curve = []
             if plan.learns_alone(stage):
                 found = work / f"pooling-{length}.work"
-                read = library is None or not plan.arm.frozen
-                if library is None or not plan.arm.frozen:
-                    library = library_of(plan, stage, student, shop, found)
-                curve = find_stage(plan, stage, student, shop, found, library, read)
+                kept = library if plan.arm.frozen else None  # an encoder that learns reads anew
+                library = kept or library_of(plan, stage, student, shop, found)
+                curve = find_stage(plan, stage, student, shop, found, library, read=kept is None)
                 if not stage and plan.grid.rates and plan.first:  # what the pilots start from
                     student.save(found / "model")
             if not plan.arm.frozen:
