@@ -12,9 +12,10 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from .ahead import in_order
 from .errors import TwinlineError
 from .files import fingerprint, writable_folder, write_whole
 from .machine import keep_memory
@@ -138,7 +140,7 @@ def train(
     if accelerator.device.type == "cpu":
         keep_memory()
     wrapped, optim = accelerator.prepare(module, optimiser(module, options, factors))
-    identity = {"options": asdict(options), "start": weights_of(module), **(identity or {})}
+    identity = {"options": deciding(options), "start": weights_of(module), **(identity or {})}
     keeper = Keeper(folder, module, optim, identity) if folder else None
     run, best = keeper.resume() if keeper else (Run(), None)
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -148,7 +150,13 @@ def train(
         with torch.no_grad(), reduced():
             start = Record(0, 0, 0, 0.0, None, 0.0, float(evaluate()))
         run.log.append(start)
-    with Progress(title, total=options.steps, done=run.step, show=show_progress) as progress:
+    every = range(run.step * options.accumulate, options.steps * options.accumulate)
+    numbers = [number * accelerator.num_processes + accelerator.process_index for number in every]
+    with (
+        Progress(title, total=options.steps, done=run.step, show=show_progress) as progress,
+        multiplied(options.precision),
+        closing(in_order(batch_at, numbers, options.workers)) as batches,
+    ):
         while run.step < options.steps and not run.stopped:
             started = time.perf_counter()
             rate = learning_rate(options, run.step)
@@ -158,9 +166,7 @@ def train(
                               + accelerator.process_index)  # fmt: skip
             wrapped.train()
             total = 0.0
-            for micro in range(options.accumulate):
-                number = run.step * options.accumulate + micro
-                batch = batch_at(number * accelerator.num_processes + accelerator.process_index)
+            for batch in islice(batches, options.accumulate):
                 with reduced():
                     value = loss(wrapped, batch.inputs) / options.accumulate
                 accelerator.backward(value)
@@ -200,6 +206,23 @@ def train(
         load(module, best)
     module.eval()
     return run
+
+
+def deciding(options: Any) -> dict[str, Any]:
+    """The options that a run's weights depend on: how many processes make its batches is none."""
+    return {name: value for name, value in asdict(options).items() if name != "workers"}
+
+
+@contextmanager
+def multiplied(precision: str) -> Iterator[None]:
+    """Inside the block, a GPU multiplies fp32 matrices in TF32 if ``precision`` is tf32."""
+    before = torch.get_float32_matmul_precision()
+    if precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def weights_of(module: nn.Module) -> str:

@@ -35,6 +35,9 @@ PIECE = 2048
 the way (the feed-forward, features, scores) then stays near the processor, and the memory of a long
 text grows by its states alone; fewer tokens would leave each product too little to do."""
 
+ON_GPU = 65_536
+"""That on a GPU, which fewer tokens would leave idle."""
+
 KEPT = 262_144
 """Tokens up to which a hybrid keeps q, k and v between collecting and reading; those of a longer
 text are made twice, which costs an eighth of the time and saves half of the memory."""
@@ -234,16 +237,17 @@ class Layer(nn.Module):
         its sentences begin, if they are kept apart.
         """
         b, n, _ = x.shape
-        if torch.is_grad_enabled() or b * n <= PIECE or lent is not None:
+        most = PIECE if x.device.type == "cpu" else ON_GPU
+        if torch.is_grad_enabled() or b * n <= most or lent is not None:
             return self.whole(x, mask, lent, count, starts)
         out = x if overwrite else torch.empty_like(x)
-        rows = max(1, PIECE // n)
+        rows = max(1, most // n)
         for start in range(0, b, rows):
             part = slice(start, start + rows)
             real = None if mask is None else mask[part]
             counted = None if count is None else count[part]
             begun = None if starts is None else starts[part]
-            if n <= PIECE:
+            if n <= most:
                 out[part] = self.whole(x[part], real, None, counted, begun)
             else:
                 self.by_pieces(x[part], real, out[part], counted, begun)

@@ -126,8 +126,11 @@ class LoopOptions:
     """Gradients are clipped to this norm."""
     accumulate: int = 1
     """Batches whose gradients are added up before a step."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 is autocast: weights and optimiser stay fp32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """tf32: fp32 whose products a GPU makes in TF32. bf16 is autocast: weights and optimiser stay
+    fp32."""
+    workers: int = 0
+    """Processes that make batches ahead, while a GPU computes; 0: none. No weight depends on it."""
     evaluate_every: int = 0
     """Steps between evaluations; 0: only after the last."""
     patience: int = 0
@@ -141,7 +144,7 @@ class LoopOptions:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "accumulate", "checkpoint_every")
-        at_least(self, 0, "evaluate_every", "patience", "weight_decay", "seed")
+        at_least(self, 0, "evaluate_every", "patience", "weight_decay", "seed", "workers")
         check_seed(self.seed)
         share(self, "warmup", "cooldown")
         if self.schedule not in ("linear", "constant"):
@@ -207,8 +210,10 @@ class TrainOptions:
     """AdamW's decay, on matrices only."""
     accumulate: int = 1
     """Batches whose gradients are added up before a step."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 is autocast."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """tf32: fp32 whose products a GPU makes in TF32. bf16 is autocast."""
+    workers: int = 0
+    """Processes that make batches ahead, while a GPU computes; 0: none. No weight depends on it."""
     evaluate_every: int = 0
     """Steps between evaluations; 0: only at the end."""
     patience: int = 0
@@ -295,11 +300,13 @@ class FindOptions:
     """Mean length of its texts, between a stage's least (0) and greatest (1)."""
     edge: float = 0.4
     """Alpha of the Beta by which they are drawn (see ``LengthOptions``)."""
+    workers: int = 0
+    """Processes that make batches ahead, while a GPU computes; 0: none. No weight depends on it."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "pairs", "texts")
         at_least(self, 16, "least")
-        at_least(self, 0, "prose", "inside")
+        at_least(self, 0, "prose", "inside", "workers")
         if self.greatest < self.least:
             raise TwinlineError(
                 f"greatest must be at least least ({self.least}), not {self.greatest}."

@@ -37,6 +37,8 @@ from .sources import find_model, read_config
 from .stored import Stored, block_states, joined
 from .windows import averages, cut
 
+GPU_TOKENS = 262_144
+"""Tokens of a batch on a GPU with memory for more: larger ones are no faster."""
 SAMPLES, SAMPLE_TOKENS = 64, 24
 """Texts of random tokens on which int8 finds its ranges if no others are given."""
 OVERFLOW = ("error", "warn", "truncate")
@@ -411,7 +413,7 @@ class Reader:
         if self.device.type != "cuda":
             return CACHED_TOKENS
         free, _ = torch.cuda.mem_get_info(self.device)
-        return max(CACHED_TOKENS, free // 2 // self.model.memory_for(1))
+        return min(GPU_TOKENS, max(CACHED_TOKENS, free // 2 // self.model.memory_for(1)))
 
     @torch.inference_mode()
     def encode_ids(

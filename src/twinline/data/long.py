@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ahead import in_order
 from ..batching import token_ids
 from ..errors import TwinlineError
 from ..files import whole_file
@@ -350,6 +352,7 @@ def long_pairs(
     rows: Sequence[int] | None = None,
     seed: int = 0,
     skip_longer: bool = False,
+    workers: int = 0,
     show_progress: bool | None = None,
 ) -> LongPairs:
     """Every pair as a long one of exactly ``length`` tokens.
@@ -357,22 +360,32 @@ def long_pairs(
     Args:
         rows: only these pairs, which are made as they would be among all.
         skip_longer: leave out pairs that do not fit, and count them, instead of raising.
+        workers: processes that make them; 0: this one.
     Raises: TwinlineError as ``Builder``; or if no pair fits.
     """
     builder = Builder(pairs, construction, tokenizer, carrier, seed)
     made: list[LongPair] = []
     fit: list[int] = []
     wanted = range(len(pairs)) if rows is None else rows
-    with Progress(
-        f"{construction} of {length:,}", total=len(wanted), show=show_progress
-    ) as progress:
-        for row in wanted:
-            try:
-                made.append(builder.pair(row, length))
+
+    def make(row: int) -> LongPair | None:
+        try:
+            return builder.pair(row, length)
+        except TooLongError:
+            if not skip_longer:
+                raise
+            return None
+
+    with (
+        Progress(
+            f"{construction} of {length:,}", total=len(wanted), show=show_progress
+        ) as progress,
+        closing(in_order(make, wanted, workers)) as every,
+    ):
+        for row, pair in zip(wanted, every, strict=True):
+            if pair is not None:
+                made.append(pair)
                 fit.append(row)
-            except TooLongError:
-                if not skip_longer:
-                    raise
             progress.advance()
     if not made:
         raise TwinlineError(f"No pair of {pairs.name} fits into {length} tokens: raise length.")

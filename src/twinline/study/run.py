@@ -136,7 +136,7 @@ def find_stage(
     grid, lengths = plan.grid, found_lengths_of(plan, stage)
     pairs = validation_of(plan, stage, shop)
     points = grid.curve_points[stage] if plan.arm.frozen else 1
-    reduced = torch.autocast("cpu", torch.bfloat16, grid.train.precision == "bf16")
+    reduced = torch.autocast(student.device.type, torch.bfloat16, grid.train.precision == "bf16")
 
     def evaluate() -> float:
         with reduced:

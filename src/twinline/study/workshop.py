@@ -149,5 +149,6 @@ class Workshop:
             return LongPairs(pairs.select(rows.tolist()), rows, np.zeros((len(rows), 2)), 0)
         return long_pairs(
             pairs, construction, length, self.tokenizer, self.carrier(carrier, split),
-            rows=rows.tolist(), seed=SEED, skip_longer=True, show_progress=self.show,
+            rows=rows.tolist(), seed=SEED, skip_longer=True, workers=self.grid.train.workers,
+            show_progress=self.show,
         )  # fmt: skip

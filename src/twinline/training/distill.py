@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ..data import Pairs
 from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..files import fingerprint
-from ..loop import Batch, Run, held, train
+from ..loop import Batch, Run, deciding, held, train
 from ..options import DistillOptions
 from ..reading import Reading
 from ..sentences import sentence_starts
@@ -196,7 +195,7 @@ def distill(
             Student(student), batch_at, loss, options.loop(steps),
             folder=folder,
             identity={
-                "distill": asdict(options),
+                "distill": deciding(options),
                 "longer": longer and longer.identity,
                 "goals": None if goals is None else fingerprint([goals.numpy().tobytes()]),
                 "validation": None if validation is None else fingerprint(

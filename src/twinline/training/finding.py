@@ -28,7 +28,7 @@ from ..data.long import Builder, TooLongError
 from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..files import fingerprint
-from ..loop import Batch, Run, held, train
+from ..loop import Batch, Run, deciding, held, train
 from ..options import FindOptions, LoopOptions
 from ..progress import Progress
 from ..stca import Sentences
@@ -192,27 +192,28 @@ def learn_to_find(
     def batch_at(step: int) -> Batch:
         draw = np.random.default_rng((lengths.seed, step, 2))
         made = [library.text(lengths[step], draw) for _ in range(options.texts)]
-        return Batch(made, options.texts // 2, sum(kept.tokens for kept, _ in made))
+        inputs = {
+            name: nn.utils.rnn.pad_sequence([getattr(kept, name) for kept, _ in made], True)
+            for name in ("looked", "read", "sizes")
+        }
+        inputs["places"] = torch.tensor([place for _, place in made])
+        return Batch(inputs, options.texts // 2, sum(kept.tokens for kept, _ in made))
 
-    def loss(module: nn.Module, made: list[tuple[Kept, int]]) -> Tensor:
-        def padded(name: str) -> Tensor:
-            rows = [getattr(kept, name) for kept, _ in made]
-            return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(student.device)
-
-        read, sizes = padded("read").float(), padded("sizes")
-        sentences = Sentences.kept(padded("looked").float(), sizes)
-        _, weights = module((read,), sizes, sentences)
-        places = torch.tensor([place for _, place in made], device=sizes.device)
+    def loss(module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        held = {name: one.to(student.device) for name, one in inputs.items()}
+        sizes, places = held["sizes"], held["places"]
+        sentences = Sentences.kept(held["looked"].float(), sizes)
+        _, weights = module((held["read"].float(),), sizes, sentences)
         spans = torch.stack([places, places + 1], dim=1)
         return overlooked(weights[-1:], spans, sizes.shape[1])
 
     with only(student, pool):
         run = train(
             pool, batch_at, loss, loop(options.learning_rate, lengths.steps, lengths.seed,
-                                       evaluate_every),
+                                       options.workers, evaluate_every),
             folder=folder,
             identity={
-                "find": asdict(options), "lengths": asdict(lengths.options),
+                "find": deciding(options), "lengths": asdict(lengths.options),
                 "library": library.fingerprint,
             },
             evaluate=evaluate, title="learning to find", show_progress=show_progress,
@@ -221,11 +222,12 @@ def learn_to_find(
     return run
 
 
-def loop(rate: float, steps: int, seed: int, evaluate_every: int = 0) -> LoopOptions:
+def loop(rate: float, steps: int, seed: int, workers: int, evaluate_every: int = 0) -> LoopOptions:
     """A constant rate with a cooldown, as a study's other steps have it."""
     return LoopOptions(
         steps=steps, learning_rate=rate, schedule="constant", cooldown=0.25, warmup=0.0,
         weight_decay=0.0, evaluate_every=evaluate_every, keep_best=False, seed=seed,
+        workers=workers,
     )  # fmt: skip
 
 
@@ -349,8 +351,9 @@ def learn_shares(
         return Batch(rows, len(rows), sum(len(goal) for _, goal in rows))
 
     def loss(module: nn.Module, rows: list[tuple[Tensor, Tensor]]) -> Tensor:
+        device = reader.student.device
         states, goal, real = (
-            nn.utils.rnn.pad_sequence(list(each), batch_first=True).float()
+            nn.utils.rnn.pad_sequence(list(each), batch_first=True).float().to(device)
             for each in zip(*((x, y, torch.ones(len(y))) for x, y in rows), strict=True)
         )
         starts = torch.zeros_like(real, dtype=torch.bool)
@@ -362,8 +365,8 @@ def learn_shares(
 
     with only(reader.student, within):
         train(
-            within, batch_at, loss, loop(RATE, options.inside, seed),
-            folder=folder and folder / "inside", identity={"find": asdict(options)},
+            within, batch_at, loss, loop(RATE, options.inside, seed, options.workers),
+            folder=folder and folder / "inside", identity={"find": deciding(options)},
             title="learning what counts within", show_progress=reader.show,
         )  # fmt: skip
     return tokens

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..evaluate import evaluate_retrieval
 from ..files import fingerprint, whole_file
-from ..loop import Batch, Run, train, weights_of
+from ..loop import Batch, Run, deciding, train, weights_of
 from ..options import ConvertRecipe, RetrievalOptions, RetrievalRecipe
 from ..reading import Reader
 from ..windows import cut
@@ -132,7 +131,7 @@ def train_retrieval(
             Searcher(student), batch_at, loss, options.loop(steps),
             folder=folder,
             identity={
-                "retrieval": asdict(options),
+                "retrieval": deciding(options),
                 "tasks": [fingerprint([*task.queries, *task.documents]) for task in tasks],
                 "teacher": fingerprint([s.tobytes() for s in teacher_scores or ()]),
             },

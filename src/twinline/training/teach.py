@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ..cache import Pair
 from ..data import Pairs
 from ..errors import TwinlineError
 from ..files import fingerprint, whole_folder, writable_folder
-from ..loop import Batch, Run, train
+from ..loop import Batch, Run, deciding, train
 from ..options import TeachOptions
 from ..sources import find_model
 from ..statistics import pearson
@@ -112,7 +111,7 @@ def teach(
     run = train(
         model, batch_at, loss, options.loop(steps),
         folder=folder,
-        identity={"teach": asdict(options),
+        identity={"teach": deciding(options),
                   "pairs": fingerprint([*pairs.sentence1, *pairs.sentence2, labels.tobytes()])},
         evaluate=evaluate,
         title="teaching",
