@@ -45,6 +45,14 @@ def grid_file(folder: Path, text: str) -> Path:
         ("test: [{construction: contxt, lengths: [64]}]", "must be among context, keyed"),
         ("test: [{construction: context}]", "native pairs have lengths"),
         ("test: [{construction: native, arms: [linaer]}]", "a test's arms must be among"),
+        ("data: sts", "data must be among stsb, mrpc, .*, or a file that exists, not 'sts'"),
+        ("carrier: novles", "carrier must be among novels, qmsum, squality, qnli, builtin, or"),
+        ("train_carriers: [novels, gone.txt]", "train_carriers must be among .*, not 'gone.txt'"),
+        (
+            "test: [{construction: context, lengths: [64], carrier: qsum}]",
+            "a test's carrier must be among",
+        ),
+        ("test: [{construction: native, seeds: [3]}]", "a test's seeds must be among 0, not 3"),
         ("train: {learning_rate: -1}", "train: learning_rate must be above 0"),
     ],
 )

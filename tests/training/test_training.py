@@ -28,7 +28,6 @@ from twinline.options import (
 )
 from twinline.teacher import Teacher
 from twinline.training import distill, student, teach
-from twinline.training.distill import Student
 
 
 @pytest.fixture(scope="module")
@@ -95,19 +94,31 @@ def test_matching_draws_the_vectors_to_the_twins(tiny_bert: Path, pairs: Pairs) 
     assert distance() < before / 2
 
 
-def test_shared_texts_are_encoded_once_with_the_same_gradient(tiny_bert: Path) -> None:
-    encoder = fresh(tiny_bert, hidden_dropout_prob=0.0)
-    ids = encoder.tokenize(["a man plays", "green grass", "a man plays", "dogs run fast"])[0]
-    module = Student(encoder)
+def test_shared_texts_are_encoded_once_with_the_same_loss_and_gradient(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ["a man plays"] * 3 + ["dogs run fast"] * 2
+    second = ["green grass", "dogs run fast", "the sun", "a man plays", "rain in the sun"]
+    pairs = Pairs(first, second, np.linspace(0, 1, 5), (0, 1), "shared", "train")
+    twin = fresh(tiny_bert, "softmax")
+    options = DistillOptions(alpha=0.5, match=1.0, epochs=1, pairs=5)
 
-    def gradient(rows: list[list[int]], first: list[int], second: list[int]) -> torch.Tensor:
-        encoder.model.zero_grad()
-        module(rows, torch.tensor(first), torch.tensor(second))[1].square().sum().backward()
-        return encoder.model.layers[0].qkv.weight.grad.clone()
+    def run() -> tuple[float, int, torch.Tensor]:
+        encoder = fresh(tiny_bert, hidden_dropout_prob=0.0)
+        heard: list[torch.Tensor] = []
+        encoder.model.layers[0].qkv.weight.register_hook(lambda grad: heard.append(grad.clone()))
+        made = distill(encoder, pairs, twin=twin, teacher_scores=np.full(5, 0.3), options=options)
+        assert made.log[0].loss is not None
+        return made.log[0].loss, made.spared, heard[0]
 
-    plain = gradient(ids, [0, 2], [1, 3])
-    shared = gradient([ids[0], ids[1], ids[3]], [0, 0], [1, 2])
-    assert torch.allclose(plain, shared, atol=1e-6)
+    loss, spared, shared = run()
+    module = sys.modules[distill.__module__]  # whose name in the package is the function's
+    monkeypatch.setattr(module, "distinct", lambda texts: (list(range(len(texts))),) * 2)
+    alone, none, plain = run()
+    assert spared > 0
+    assert none == 0
+    assert loss == pytest.approx(alone, abs=1e-6)
+    assert torch.allclose(shared, plain, atol=1e-6)
 
 
 def test_a_query_and_its_candidates_share_a_batch(tiny_bert: Path) -> None:

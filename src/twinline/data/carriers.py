@@ -105,6 +105,10 @@ def token_counts(tokenizer: Any, texts: list[str]) -> list[int]:
     return [len(ids) for ids in made["input_ids"]]
 
 
+CARRIERS = (*DOCUMENTS, "qnli", "builtin")
+"""Known by name; a file of documents is one too."""
+
+
 def load_carrier(
     source: Source, split: str, tokenizer: Any, data: str | Path | None = None
 ) -> Carrier:

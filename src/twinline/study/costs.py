@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import figures
-from .measure import SHARES, TARGETS, PowerLaw, power_law, reached
+from .measure import COSTS, SHARES, TARGETS, PowerLaw, power_law, reached
 from .page import amount, number, part
 from .table import Table, law_of_length, main_pooling, main_test, reported_split
 
@@ -15,7 +15,7 @@ def curve_part(table: Table) -> dict[str, Any]:
         {"svg": figures.curves(table, against, pooling),
          "caption": f"{pooling} pooling; at each curve's end the length that its stage reached."}
         for pooling in table.poolings
-        for against in ("steps", "tokens", "seconds", "flops")
+        for against in COSTS
     ]  # fmt: skip
     rows = []
     for head, length, curve in table.curves:
@@ -25,21 +25,41 @@ def curve_part(table: Table) -> dict[str, Any]:
             *((f"{t:.2f}", t) for t in TARGETS),
         ]:
             costs = reached(curve, target).costs
+            most = "≤ " if target <= curve[0]["pearson"] else ""
             cells = ["not reached"] + ["–"] * 4 if costs is None else [
-                amount(costs[name]) for name in ("steps", "pairs", "tokens", "seconds", "flops")
+                most + amount(costs[name]) for name in COSTS
             ]  # fmt: skip
             rows.append([f"{head['arm']}, {head['pooling']}, seed {head['seed']}", f"{length:,}",
                          label, *cells])  # fmt: skip
     head_row = ["run", "length", "target", "steps", "pairs", "tokens", "seconds", "FLOP"]
+    tables: list[dict[str, Any]] = [
+        {"caption": "Cost to targets, validation", "head": head_row, "rows": rows}
+    ]
+    if tried := pilots(table):
+        columns = ["run", "rate: Pearson", "chosen"]
+        told = "Learning rates, chosen on validation by pilots of the first stage"
+        tables.append({"caption": told, "head": columns, "rows": tried})
     return part(
-        "Convergence", pictures=pictures,
-        tables=[{"caption": "Cost to targets, validation", "head": head_row, "rows": rows}],
+        "Convergence", pictures=pictures, tables=tables,
         texts=["Costs count from the pretrained encoder: the softmax student of native length that "
                "every arm starts from, and attention transfer, are in tokens, seconds and FLOP, "
                "the earlier stages in all of them. The teacher is not, it is the same for all; nor "
-               "are pilots, which choose a learning rate. The grid says how the rate is scheduled.",
+               "are pilots, which choose a learning rate. ≤: it was there already where its stage "
+               "started. The grid says how the rate is scheduled.",
                transfers(table)],
     )  # fmt: skip
+
+
+def pilots(table: Table) -> list[list[str]]:
+    """What each arm's pilots reached, and the learning rate taken."""
+    rows = []
+    for lines in table.runs:
+        tried = [line for line in lines if line["what"] == "pilot"]
+        if tried:
+            best = max(tried, key=lambda line: float(line["pearson"]))
+            told = ", ".join(f"{line['rate']:g}: {line['pearson']:.3f}" for line in tried)
+            rows.append([lines[0]["run"], told, f"{best['rate']:g}"])
+    return rows
 
 
 def transfers(table: Table) -> str:

@@ -188,7 +188,7 @@ def places(table: Table, pooling: str, length: int, **wanted: Any) -> str:
             axes.plot(range(4), parts.mean(axis=0), "o-", color=COLOURS.get(arm), label=arm, ms=4)
         axes.set_xticks(range(4), ["first quarter", "second", "third", "last"])
         axes.set_ylabel(f"Pearson at {length:,} tokens")
-        axes.set_xlabel("where both sentences of a pair stand")
+        axes.set_xlabel("where one of a pair's sentences stands")
         legend(axes)
         axes.grid(alpha=0.25)
 

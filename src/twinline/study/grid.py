@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..data.carriers import CARRIERS
 from ..data.long import CONSTRUCTIONS
+from ..data.pairs import TASKS
 from ..errors import TwinlineError
 from ..files import fingerprint
 from ..options import (
@@ -59,6 +61,14 @@ def choice(name: str, values: tuple[Any, ...], allowed: tuple[Any, ...] | dict[s
             raise TwinlineError(f"{name} must be among {known}, not {value!r}.")
     if len(set(values)) < len(values):
         raise TwinlineError(f"{name} names something twice: {', '.join(map(str, values))}.")
+
+
+def source(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a source of data that is neither known by name nor a file."""
+    if value not in known and not Path(value).is_file():
+        raise TwinlineError(
+            f"{name} must be among {', '.join(known)}, or a file that exists, not {value!r}."
+        )
 
 
 def numbers(name: str, values: Any, kind: type[int] | type[float], least: float = 0) -> None:
@@ -257,8 +267,16 @@ class Grid:
         if twice := sorted({key for key in keys if keys.count(key) > 1}):
             raise TwinlineError(f"arms name the run {twice[0]} twice: give one a label.")
         known = tuple(dict.fromkeys(name for arm in self.arms for name in arm.read_as))
+        seeds = tuple(dict.fromkeys(seed for arm in self.arms for seed in arm.seeds))
+        source("data", self.data, (*TASKS, "builtin"))
+        source("carrier", self.carrier, CARRIERS)
+        for carrier in self.train_carriers:
+            source("train_carriers", carrier, CARRIERS)
         for test in (*self.validation, *self.test):
             choice("a test's arms", test.arms, known)
+            choice("a test's seeds", test.seeds, seeds)
+            if test.carrier is not None:
+                source("a test's carrier", test.carrier, CARRIERS)
         if self.rates and not self.pilot:
             raise TwinlineError("rates are chosen from by pilots: set pilot to their steps.")
 

@@ -35,10 +35,11 @@ def flops(config: Any, tokens: int, length: int) -> float:
     maps = 2 * 2 * heads * d * features if signed else 0  # of queries and keys
     state = 2 * 2 * heads * features * (d + 1)  # collected and read
     near = min(length, config.block_size)
+    far = length > config.block_size or config.sentences  # of other blocks, or of other sentences
     layer += {
         "softmax": 4 * length * h,
         "linear": maps + state,
-        "hybrid": 4 * near * h + (maps + state if length > config.block_size else 0),
+        "hybrid": 4 * near * h + (maps + state if far else 0),
         "lightning": maps + state + 2 * near * heads * (features + d + 1),
     }[config.attention]
     pooling = {

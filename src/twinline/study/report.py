@@ -12,23 +12,23 @@ import numpy as np
 from ..errors import TwinlineError
 from ..files import into_marks, write_whole
 from . import figures
+from .answer import conclusion, difference
 from .costs import cost_part, curve_part, growth_part, law_part
 from .grid import NATIVE
-from .measure import reached
-from .page import amount, interval, number, part, render
+from .page import interval, number, part, render
 from .retrieval import published, table_of
 from .table import (
     GENRES,
-    LINEAR_TIME,
     Table,
+    against_native,
     by_genre,
-    chosen_student,
     flat,
     longest,
     main_pooling,
     main_test,
-    native_of_same,
     reported_split,
+    retained,
+    same_native,
     unseen,
 )
 
@@ -66,7 +66,7 @@ def make(name: str | None, results: Path, docs: Path) -> list[Path]:
     )
     written.append(picture)
     if folder.name == "study":
-        into_marks(Path("README.md"), "study", "\n".join(f"{one}\n" for one in answer).strip())
+        into_marks(Path("README.md"), "study", "\n\n".join(answer[:3]))
     return written
 
 
@@ -83,103 +83,11 @@ def newest(results: Path) -> Path:
     return found[-1].parent
 
 
-def yardstick(table: Table) -> float | None:
-    """The softmax student's Pearson on the native pairs of the reported split."""
-    split = reported_split(table)
-    return table.mean(arm=NATIVE, construction="native", split=split)
-
-
-def conclusion(table: Table) -> list[str]:
-    """Plain words, each with the numbers that carry it."""
-    split, said = reported_split(table), []
-    at = main_test(table, split)
-    student, native = chosen_student(table), yardstick(table)
-    most = longest(table)
-    if student is None:
-        return ["No linear-time arm is finished yet; the tables below show what is."]
-    arm, pooling = student
-    lengths = [n for n in table.lengths(arm=arm, pooling=pooling, train_length=most, **at) if n]
-
-    def value(name: str, length: int) -> float | None:
-        return table.mean(arm=name, pooling=pooling, eval_length=length, train_length=most, **at)
-
-    told = ", ".join(
-        f"{number(value(arm, n))}{kept(value(arm, n), native)} at {n:,} tokens" for n in lengths
-    )
-    base = (
-        ""
-        if native is None
-        else (
-            f" The softmax student reads the unmodified pairs at {native:.3f}; in brackets is "
-            "what is kept of that."
-        )
-    )
-    said.append(
-        f"Best linear-time student (chosen on validation): {arm} with {pooling} pooling, trained "
-        f"on texts of up to {most:,} tokens. Its {split} Pearson on sentences in unrelated prose: "
-        f"{told}.{base}"
-    )
-    mine = {"arm": arm, "pooling": pooling, "train_length": most}
-    far = table.find(eval_length=max(lengths), **mine, **at)[:1]
-    near = table.find(construction="native", split=split, **mine)[:1]
-    genres = [by_genre(table, row) for row in (*far, *near)]
-    if len(genres) == 2 and genres[0]:
-        told = ", ".join(f"{name} {found:.2f} ({genres[1].get(name, float('nan')):.2f})"
-                         for name, found in genres[0].items())  # fmt: skip
-        said.append(
-            "What is lost depends on whether a sentence can be told from its surroundings: by "
-            f"genre at {max(lengths):,} tokens (in brackets the unmodified pairs) {told}."
-        )
-    lines = [n for n in lengths if value("linear", n) is not None]
-    if lines and arm != "linear":
-        gaps = ", ".join(
-            f"{(value('linear', n) or 0) - (value(arm, n) or 0):+.3f} at {n:,}" for n in lines
-        )
-        told = ", ".join(f"{number(value('linear', n))} at {n:,}" for n in lines)
-        said.append(f"linear by itself: {told}; against {arm}: {gaps}.")
-    elif arm != "linear":
-        said.append("linear by itself is not finished yet.")
-    else:
-        costs = [
-            (head, reached(curve, 0.75).costs) for head, length, curve in table.curves
-            if head["arm"] == "linear" and head["pooling"] == pooling and length == most
-        ]  # fmt: skip
-        reach = [c["tokens"] for _, c in costs if c]
-        said.append(
-            "linear by itself is that student; it "
-            + (
-                f"reached 0.75 on validation texts of {most:,} tokens after "
-                f"{amount(float(np.mean(reach)))} training tokens."
-                if reach
-                else f"did not reach 0.75 on validation texts of {most:,} tokens."
-            )
-        )
-    for other in ("softmax-windows512", "softmax-cut512"):
-        differences = []
-        for n in lengths:
-            theirs = [r["train_length"] for r in table.find(arm=other, pooling=pooling,
-                                                            eval_length=n, **at)]  # fmt: skip
-            if theirs:
-                found = table.difference(
-                    {"arm": arm, "pooling": pooling, "eval_length": n, "train_length": most, **at},
-                    {"arm": other, "pooling": pooling, "eval_length": n,
-                     "train_length": max(theirs), **at},
-                )  # fmt: skip
-                if found:
-                    differences.append(f"{interval(found)} at {n:,}")
-        if differences:
-            said.append(f"Against {other}: {'; '.join(differences)}.")
-    return said
-
-
-def kept(value: float | None, native: float | None) -> str:
-    return "" if value is None or native is None else f" ({value / native:.0%})"
-
-
 def sections(table: Table) -> list[dict[str, Any] | None]:
     """The page's parts in their order."""
     return [
         length_part(table),
+        retention_part(table),
         difference_part(table),
         curve_part(table),
         growth_part(table),
@@ -236,6 +144,29 @@ def length_part(table: Table) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def retention_part(table: Table) -> dict[str, Any] | None:
+    """What is kept of the softmax student's native correlation."""
+    split = reported_split(table)
+    rows = []
+    for row in table.find(train_length=longest(table), **main_test(table, split)):
+        made = retained(table, row)
+        if made and row["eval_length"]:
+            rows.append([f"{row['arm']}, {row['pooling']}, seed {row['seed']}",
+                         f"{row['eval_length']:,}", f"{row['pearson']:.3f}", f"{made.whole:.0%}",
+                         f"{made.same:.0%} [{made.low:.0%}, {made.high:.0%}]",
+                         str(row["pairs"]), str(row.get("left_out", 0))])  # fmt: skip
+    if not rows:
+        return None
+    head = ["run", "tokens", "Pearson", "of native, all pairs", "of the same pairs, 95 % interval",
+            "pairs", "left out (a sentence longer than the text)"]  # fmt: skip
+    return part(
+        "What is kept", tables=[{"caption": f"{split} split", "head": head, "rows": rows}],
+        texts=["Against the softmax student on the unmodified pairs of the split: of all of them, "
+               "and of those alone that the long pairs were made from, both correlations "
+               "bootstrapped together."],
+    )  # fmt: skip
+
+
 def difference_part(table: Table) -> dict[str, Any] | None:
     split = reported_split(table)
     main = main_test(table, split)
@@ -243,19 +174,13 @@ def difference_part(table: Table) -> dict[str, Any] | None:
     rows = []
     for construction, carrier in sorted(every - {("native", None)}, key=str):
         at = {"construction": construction, "carrier": carrier, "split": split}
-        others = ["softmax-windows512", "hybrid-off"]
+        others = ["softmax-windows512", "hybrid-off", "hybrid"]
         if at == main:
             others += ["softmax-cut512", "softmax-full"]
         for pooling, arm, other, length in product(
-            table.poolings, LINEAR_TIME, others, table.lengths(**at)
+            table.poolings, own_arms(table), others, table.lengths(**at)
         ):
-            sides = []
-            for name in (arm, other):
-                found = table.find(arm=name, pooling=pooling, eval_length=length, **at)
-                trained = max((r["train_length"] for r in found), default=None)
-                sides.append({"arm": name, "pooling": pooling, "eval_length": length,
-                              "train_length": trained, **at})  # fmt: skip
-            made = table.difference(sides[0], sides[1])
+            made = difference(table, arm, other, pooling, length, **at) if arm != other else None
             if made is not None:
                 rows.append([f"{arm} − {other}", pooling, f"{construction}, {carrier}",
                              f"{length:,}", interval(made)])  # fmt: skip
@@ -272,6 +197,12 @@ def difference_part(table: Table) -> dict[str, Any] | None:
     )  # fmt: skip
 
 
+def own_arms(table: Table) -> list[str]:
+    """The linear-time arms, and what a grid calls their variants."""
+    others = {"softmax-windows512", "softmax-cut512", "softmax-full", "hybrid-off", NATIVE}
+    return [arm for arm in table.names("arm") if arm not in others]
+
+
 def place_part(table: Table) -> dict[str, Any] | None:
     split = reported_split(table)
     at = main_test(table, split)
@@ -281,7 +212,8 @@ def place_part(table: Table) -> dict[str, Any] | None:
         return None
     pooling = main_pooling(table)
     svg = figures.places(table, pooling, length, **at)
-    picture = {"svg": svg, "caption": f"{pooling} pooling, {length:,} tokens"}
+    told = "each point is of the pairs of which a sentence stands in that quarter of its text"
+    picture = {"svg": svg, "caption": f"{pooling} pooling, {length:,} tokens; {told}."}
     return part("Pearson by the sentence's place", pictures=[picture])
 
 
@@ -320,13 +252,14 @@ def other_part(table: Table) -> dict[str, Any] | None:
                 tables.append(pearson_table(table, **wanted))
     rows = []
     for row in table.find(construction="repeat", split=split):
-        same = native_of_same(table, row)
-        gap = "–" if same is None else f"{row['pearson'] - same:+.3f}"
+        made = same_native(table, row)
+        same = None if made is None else made.pearson(np.ones(len(made.rows), dtype=np.bool_))
         rows.append([f"{row['arm']}, {row['pooling']}, seed {row['seed']}",
-                     f"{row['eval_length']:,}", f"{row['pearson']:.3f}", number(same), gap,
-                     str(row["pairs"])])  # fmt: skip
+                     f"{row['eval_length']:,}", f"{row['pearson']:.3f}", number(same),
+                     interval(against_native(table, row)), str(row["pairs"])])  # fmt: skip
     if rows:
-        head = ["run", "tokens", "repeat", "native, the same pairs", "difference", "pairs"]
+        head = ["run", "tokens", "repeat", "native, the same pairs", "difference, 95 % interval",
+                "pairs"]  # fmt: skip
         tables.append({"caption": "Does length alone harm?", "head": head, "rows": rows})
     tables = [t for t in tables if t]
     if not tables:

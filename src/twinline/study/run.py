@@ -205,6 +205,7 @@ def score(
         "ci_high": round(found.high, 5),
         "seconds": round(seconds, 1),
         "memory": memory_of(encoder, key["eval_length"]),
+        "machine": describe(),  # a run may be tested on another than it was trained on
         # Standardised, which no correlation sees: two bytes are then enough.
         "scores": packed((scores - scores.mean()) / max(scores.std(), 1e-12), "<f2"),
     }
@@ -232,6 +233,13 @@ def describe_pairs(line: dict[str, Any], made: LongPairs, train: Pairs) -> dict[
     }
 
 
+def other_version(file: Path) -> TwinlineError:
+    return TwinlineError(
+        f"{file} holds results of another version of the grid; they are not mixed. Move it away, "
+        "or give the grid another name."
+    )
+
+
 class Results:
     """A run's lines, each written when it is known.
 
@@ -249,10 +257,7 @@ class Results:
         if not self.lines:
             self.lines = [head]
         elif self.lines[0].get("identity") != plan.identity:
-            raise TwinlineError(
-                f"{file} holds results of another version of the grid; they are not mixed. Move it "
-                "away, or give the grid another name."
-            )
+            raise other_version(file)
 
     def add(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
@@ -387,7 +392,9 @@ def run_yardstick(grid: Grid, shop: Workshop, results: Path) -> None:
     """The softmax student on the unmodified pairs: what retention is counted against."""
     file = results / "softmax-native.jsonl"
     lines = read_lines(file)
-    if lines and lines[0].get("identity") == grid.teacher_identity:
+    if lines and lines[0].get("identity") != grid.teacher_identity:
+        raise other_version(file)
+    if lines:
         return
     head = {
         "what": "run", "run": "softmax-native", "identity": grid.teacher_identity,

@@ -75,7 +75,7 @@ class Table:
                 costs = reached(curves.get(line["train_length"], []), 0.80).costs
                 made[(head["run"], *(line[k] for k in CELL))] = {
                     **{k: head[k] for k in ("pooling", "seed", "machine")},
-                    **{k: v for k, v in line.items() if k not in ("what", "left_out")},
+                    **{k: v for k, v in line.items() if k != "what"},
                     "steps_to_080": costs and round(costs["steps"]),
                     "tokens_to_080": costs and round(costs["tokens"]),
                 }
@@ -183,11 +183,11 @@ def scored(table: Table, row: dict[str, Any]) -> Scored:
 
 
 def by_place(table: Table, row: dict[str, Any], parts: int = 4) -> list[float]:
-    """Pearson among the pairs both whose sentences stand in the same part; nan below 20 pairs."""
+    """Pearson among the pairs of which a sentence stands in that part of its text; nan below 20."""
     places = unpacked(table.sets[set_key(row)]["places"], "u1").reshape(-1, 2) / 256
     part = (places * parts).astype(int)  # of each side
     made = scored(table, row)
-    return [made.pearson((part == number).all(axis=1), FEWEST) for number in range(parts)]
+    return [made.pearson((part == number).any(axis=1), FEWEST) for number in range(parts)]
 
 
 def by_genre(table: Table, row: dict[str, Any]) -> dict[str, float]:
@@ -246,17 +246,55 @@ def law_of_length(
     return law, (float(low), float(high))
 
 
-def native_of_same(table: Table, row: dict[str, Any]) -> float | None:
-    """Pearson of the same weights on the unmodified pairs that ``row`` was made from; None if they
-    have not been scored."""
-    same = {k: row[k] for k in ("arm", "pooling", "seed", "train_length", "split")}
-    rows = scored(table, row).rows
-    for native in table.find(construction="native", **same):
+def among(table: Table, wanted: dict[str, Any], rows: NDArray[np.float64]) -> Scored | None:
+    """Of the native pairs that ``wanted`` has scored those in ``rows``; None if it has not all."""
+    for native in table.find(construction="native", **wanted):
         made = scored(table, native)
         at = np.isin(made.rows, rows)
         if at.sum() == len(rows):
-            return made.pearson(at)
+            return Scored(made.rows[at], made.gold[at], made.scores[at])
     return None
+
+
+def same_native(table: Table, row: dict[str, Any]) -> Scored | None:
+    """The same weights on the unmodified pairs that ``row`` was made from; None if they have not
+    been scored."""
+    same = {k: row[k] for k in ("arm", "pooling", "seed", "train_length", "split")}
+    return among(table, same, scored(table, row).rows)
+
+
+def against_native(table: Table, row: dict[str, Any]) -> Correlation | None:
+    """``row`` less the same weights on the unmodified pairs."""
+    native, made = same_native(table, row), scored(table, row)
+    if native is None:
+        return None
+    return mean_difference([made.scores], [native.scores], made.gold)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A row's correlation as a share of the softmax student's on the unmodified pairs."""
+
+    whole: float
+    """Of that on all of the split."""
+    same: float
+    """Of that on the same pairs, with its 95 % interval."""
+    low: float
+    high: float
+
+
+def retained(table: Table, row: dict[str, Any]) -> Kept | None:
+    """None where the yardstick has not scored the split."""
+    made = scored(table, row)
+    native = among(table, {"arm": NATIVE, "split": row["split"]}, made.rows)
+    whole = table.mean(arm=NATIVE, construction="native", split=row["split"])
+    if native is None or whole is None:
+        return None
+    own, theirs = resampled_pearsons([made.scores, native.scores], made.gold)
+    low, high = np.nanpercentile(own / theirs, (2.5, 97.5))
+    every = np.ones(len(made.rows), dtype=np.bool_)
+    same = made.pearson(every) / native.pearson(every)
+    return Kept(row["pearson"] / whole, same, float(low), float(high))
 
 
 def longest(table: Table) -> int:

@@ -134,8 +134,7 @@ def distill(
             "weight": torch.tensor(weight[rows], dtype=torch.float32),
         }
         if goals is not None:
-            place = [*rows, *(i + len(texts1) for i in rows)]
-            inputs["goal"] = goals[[place[i] for i in where if i < len(place)]]
+            inputs["goal"] = goals[[*rows, *(i + len(texts1) for i in rows)]]
         if built:
             inputs["spans"] = torch.tensor(built.spans)
             inputs["short"] = [ids1[i] for i in rows] + [ids2[i] for i in rows]
@@ -158,8 +157,8 @@ def distill(
         task = held["weight"] * (scores - held["label"]).square()
         total: Tensor = (task + options.alpha * (scores - held["soft"]).square()).mean()
         if goals is not None:
-            vectors = reading.vectors[: len(held["goal"])].float()
-            unit = nn.functional.normalize(vectors, dim=-1)
+            sides = torch.cat([held["first"], held["second"]])  # a shared text counts as often
+            unit = nn.functional.normalize(reading.vectors.float(), dim=-1)[sides]
             total = total + options.match * (unit - held["goal"]).square().sum(-1).mean()
         if spans is None or not bool((spans[:, 1] > 0).any()):
             return total

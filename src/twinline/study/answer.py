@@ -1,0 +1,235 @@
+"""A study's answer in plain words, each sentence with the numbers that carry it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..statistics import Correlation
+from .grid import NATIVE
+from .measure import reached
+from .page import amount, interval, number
+from .table import (
+    LINEAR_TIME,
+    Table,
+    against_native,
+    by_genre,
+    chosen_student,
+    longest,
+    main_test,
+    reported_split,
+)
+
+COMMON = 0.80
+"""The validation Pearson whose cost is told."""
+
+
+def conclusion(table: Table) -> list[str]:
+    """The sentences; the first three are the answer in short."""
+    student = chosen_student(table)
+    if student is None:
+        return ["No linear-time arm is finished yet; the tables below show what is."]
+    told = [
+        best(table, *student), by_itself(table, *student), convergence(table, *student),
+        genres(table, *student), *against_others(table, *student), *keyed(table),
+        *length_alone(table), *far_branch(table),
+    ]  # fmt: skip
+    return [one for one in told if one]
+
+
+def yardstick(table: Table) -> float | None:
+    """The softmax student's Pearson on the native pairs of the reported split."""
+    return table.mean(arm=NATIVE, construction="native", split=reported_split(table))
+
+
+def kept(value: float | None, native: float | None) -> str:
+    return "" if value is None or native is None else f" ({value / native:.0%})"
+
+
+def lengths_of(table: Table, arm: str, pooling: str) -> list[int]:
+    at = main_test(table, reported_split(table))
+    found = table.lengths(arm=arm, pooling=pooling, train_length=longest(table), **at)
+    return [n for n in found if n]
+
+
+def value(table: Table, arm: str, pooling: str, length: int) -> float | None:
+    """Mean over seeds on the main test."""
+    at = main_test(table, reported_split(table))
+    return table.mean(
+        arm=arm, pooling=pooling, eval_length=length, train_length=longest(table), **at
+    )
+
+
+def difference(
+    table: Table, arm: str, other: str, pooling: str, length: int, **at: Any
+) -> Correlation | None:
+    """``arm`` less ``other``, each as trained to its longest length."""
+    sides = []
+    for name in (arm, other):
+        found = table.find(arm=name, pooling=pooling, eval_length=length, **at)
+        trained = max((r["train_length"] for r in found), default=None)
+        sides.append({"arm": name, "pooling": pooling, "eval_length": length,
+                      "train_length": trained, **at})  # fmt: skip
+    return table.difference(sides[0], sides[1])
+
+
+def best(table: Table, arm: str, pooling: str) -> str:
+    native = yardstick(table)
+    told = ", ".join(
+        f"{number(found)}{kept(found, native)} at {n:,} tokens"
+        for n in lengths_of(table, arm, pooling)
+        for found in [value(table, arm, pooling, n)]
+    )
+    base = (
+        ""
+        if native is None
+        else f" The softmax student reads the unmodified pairs at {native:.3f}; in brackets is "
+        "what is kept of that."
+    )
+    return (
+        f"Best linear-time student (chosen on validation): {arm} with {pooling} pooling, trained "
+        f"on texts of up to {longest(table):,} tokens. Its {reported_split(table)} Pearson on "
+        f"sentences in unrelated prose: {told}.{base}"
+    )
+
+
+def by_itself(table: Table, arm: str, pooling: str) -> str:
+    """linear's own sentence."""
+    if arm == "linear":
+        return "linear by itself is that student."
+    at = main_test(table, reported_split(table))
+    lines = [n for n in lengths_of(table, arm, pooling)
+             if value(table, "linear", pooling, n) is not None]  # fmt: skip
+    if not lines:
+        return f"linear by itself is not finished with {pooling} pooling."
+    told = ", ".join(f"{number(value(table, 'linear', pooling, n))} at {n:,}" for n in lines)
+    gaps = [(n, difference(table, "linear", arm, pooling, n, **at)) for n in lines]
+    less = "; ".join(f"{interval(gap)} at {n:,}" for n, gap in gaps if gap)
+    return f"linear by itself: {told}; less {arm}, with 95 % intervals: {less}."
+
+
+def convergence(table: Table, arm: str, pooling: str) -> str:
+    """What training tokens a common target cost, by length."""
+    at_length: dict[int, dict[str, list[float | None]]] = {}
+    for head, length, curve in table.curves:
+        if head["pooling"] == pooling:
+            costs = reached(curve, COMMON).costs
+            arms = at_length.setdefault(length, {})
+            arms.setdefault(head["arm"], []).append(costs["tokens"] if costs else None)
+    told = []
+    for length, arms in sorted(at_length.items()):
+        each = []
+        for name in dict.fromkeys([arm, "linear", "softmax-windows512", *arms]):
+            seeds = arms.get(name, [])
+            some = [tokens for tokens in seeds if tokens is not None]
+            if some:
+                each.append(f"{name} {amount(float(np.mean(some)))}"
+                            + (f" ({len(some)} of {len(seeds)} seeds)" if len(some) < len(seeds)
+                               else ""))  # fmt: skip
+            elif seeds:
+                each.append(f"{name} never")
+        told.append(f"at {length:,} tokens {', '.join(each)}")
+    return (
+        f"Convergence ({pooling} pooling): tokens read, from the pretrained encoder on and all "
+        f"stages in one, until {COMMON:.2f} on validation: {'; '.join(told)}."
+    )
+
+
+def genres(table: Table, arm: str, pooling: str) -> str:
+    split = reported_split(table)
+    mine = {"arm": arm, "pooling": pooling, "train_length": longest(table)}
+    most = max(lengths_of(table, arm, pooling))
+    far = table.find(eval_length=most, **mine, **main_test(table, split))[:1]
+    near = table.find(construction="native", split=split, **mine)[:1]
+    found = [by_genre(table, row) for row in (*far, *near)]
+    if len(found) < 2 or not found[0]:
+        return ""
+    told = ", ".join(
+        f"{name} {of:.2f} ({found[1].get(name, float('nan')):.2f})" for name, of in found[0].items()
+    )
+    return (
+        "What is lost depends on whether a sentence can be told from its surroundings: by genre at "
+        f"{most:,} tokens (in brackets the unmodified pairs) {told}."
+    )
+
+
+def against_others(table: Table, arm: str, pooling: str) -> list[str]:
+    at = main_test(table, reported_split(table))
+    said = []
+    for other in ("softmax-windows512", "softmax-cut512", "softmax-full"):
+        made = [
+            (n, difference(table, arm, other, pooling, n, **at))
+            for n in lengths_of(table, arm, pooling)
+        ]
+        told = "; ".join(f"{interval(found)} at {n:,}" for n, found in made if found)
+        if told:
+            said.append(f"Against {other}: {told}.")
+    return said
+
+
+def keyed(table: Table) -> list[str]:
+    """Where one sentence says which other counts, which no average of windows can know."""
+    split = reported_split(table)
+    said = []
+    for pooling in table.poolings:
+        rows = [r for r in table.find(construction="keyed", split=split, pooling=pooling)
+                if r["train_length"] == longest(table)]  # fmt: skip
+        for length, carrier in sorted({(r["eval_length"], r["carrier"]) for r in rows}):
+            at = {"construction": "keyed", "carrier": carrier, "split": split}
+            arms = list(dict.fromkeys(r["arm"] for r in rows if r["eval_length"] == length))
+            told = ", ".join(
+                f"{name} {number(table.mean(arm=name, pooling=pooling, eval_length=length, **at))}"
+                for name in arms
+            )
+            made = [
+                (name, difference(table, name, "softmax-windows512", pooling, length, **at))
+                for name in arms if name in LINEAR_TIME
+            ]  # fmt: skip
+            less = "; ".join(f"{name} {interval(found)}" for name, found in made if found)
+            said.append(
+                f"Where one sentence names the one that counts (keyed, {length:,} tokens, "
+                f"{pooling} pooling): {told}" + (f"; less windows: {less}." if less else ".")
+            )
+    return said
+
+
+def length_alone(table: Table) -> list[str]:
+    """repeat against the same weights on the unmodified pairs."""
+    rows = [r for r in table.find(construction="repeat", split=reported_split(table))
+            if r["arm"] in LINEAR_TIME]  # fmt: skip
+    told = [
+        f"{row['arm']}, {row['pooling']}, {row['eval_length']:,} tokens {interval(found)}"
+        for row in sorted(rows, key=lambda r: (r["arm"], r["pooling"], r["eval_length"], r["seed"]))
+        for found in [against_native(table, row)]
+        if found
+    ]
+    if not told:
+        return []
+    return [f"A sentence over and over (repeat), less its unmodified pairs: {'; '.join(told)}."]
+
+
+def far_branch(table: Table) -> list[str]:
+    """Whether hybrid's linear branch helps: the same weights with it switched off."""
+    split = reported_split(table)
+    cells = sorted(
+        {(r["pooling"], r["construction"], str(r["carrier"] or ""), r["eval_length"])
+         for r in table.find(arm="hybrid-off", split=split) if r["eval_length"]}
+    )  # fmt: skip
+    words: dict[str, list[str]] = {"helps": [], "harms": [], "makes no difference": []}
+    for pooling, construction, carrier, length in cells:
+        at = {"construction": construction, "carrier": carrier or None, "split": split}
+        found = difference(table, "hybrid", "hybrid-off", pooling, length, **at)
+        if found is None:
+            continue
+        word = "helps" if found.low > 0 else "harms" if found.high < 0 else "makes no difference"
+        words[word].append(
+            f"{construction}, {carrier}, {length:,} tokens, {pooling} {interval(found)}"
+        )
+    told = [f"it {word}: {'; '.join(each)}" for word, each in words.items() if each]
+    if not told:
+        return []
+    return [
+        "hybrid's linear branch, by switching it off (a difference whose interval includes 0 is "
+        f"none): {'. '.join(told)}."
+    ]
