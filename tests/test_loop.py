@@ -56,6 +56,20 @@ def curve(run: Run) -> list[tuple]:
     ]
 
 
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_batches_made_ahead_make_the_same_weights(accumulate: int, tmp_path: Path) -> None:
+    found = []
+    for workers in (0, 2):
+        module = tiny()
+        given = options(steps=7, accumulate=accumulate, workers=workers, checkpoint_every=2)
+        train(module, batch_at, squared, given, folder=tmp_path)
+        found.append(weights(module))  # the second finds the first's checkpoint: same identity
+    again = tiny()
+    train(again, batch_at, squared, options(steps=7, accumulate=accumulate, workers=2))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], weights(again))
+
+
 class Killed(Exception):  # noqa: N818
     pass
 

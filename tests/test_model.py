@@ -13,6 +13,7 @@ from torch import Tensor
 from twinline.attention import ATTENTION
 from twinline.config import POSITION_RULES, TwinlineConfig
 from twinline.errors import TwinlineError
+from twinline.local import convolved, shifted
 from twinline.model import Embeddings, TwinlineModel
 from twinline.pooling import POOLINGS
 
@@ -295,3 +296,10 @@ def test_bfloat16_and_autocast_stay_near_fp32(variant: dict, rule: str) -> None:
     for got in (mixed, whole):
         assert got.dtype == torch.float32
         assert float((got - want).norm() / want.norm()) < 3e-2
+
+
+@pytest.mark.parametrize("length", [1, 4, 30])
+def test_shifted_sums_are_the_convolution(length: int) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, length, 6), torch.randn(9, 6)
+    assert torch.allclose(shifted(x, weight), convolved(x, weight), atol=1e-5)

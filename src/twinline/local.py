@@ -34,19 +34,28 @@ class Local(nn.Module):
         real = x if mask is None else x * mask[:, :, None].to(x.dtype)
         if order is not None:
             real = reorder(real[:, None], order[0])[:, 0]
-        size, hidden = self.weight.shape
-        weight = self.weight.to(x.dtype)
-        if x.device.type == "cpu":
-            # In two dimensions, one of them of one: on a processor its gradient is the faster.
-            kernel = weight.T[:, None, None]  # (hidden, 1, 1, size)
-            flat = real.transpose(1, 2).unsqueeze(2)  # (b, hidden, 1, n)
-            made = F.conv2d(flat, kernel, padding=(0, size // 2), groups=hidden)
-            added = made.squeeze(2).transpose(1, 2)
-        else:  # on a GPU the gradient of a depthwise kernel is slow
-            wide, n = F.pad(real, (0, 0, size // 2, size // 2)), x.shape[1]
-            added = wide[:, :n] * weight[0]
-            for i in range(1, size):
-                added = torch.addcmul(added, wide[:, i : i + n], weight[i])
+        mix = convolved if x.device.type == "cpu" else shifted
+        added = mix(real, self.weight.to(x.dtype))
         if order is not None:
             added = reorder(added[:, None], order[1])[:, 0]
         return added
+
+
+def convolved(x: Tensor, weight: Tensor) -> Tensor:
+    """Each of x (b, n, hidden) with its neighbours, by weight (size, hidden): (b, n, hidden)."""
+    size, hidden = weight.shape
+    # In two dimensions, one of them of one: on a processor its gradient is the faster.
+    kernel = weight.T[:, None, None]  # (hidden, 1, 1, size)
+    flat = x.transpose(1, 2).unsqueeze(2)  # (b, hidden, 1, n)
+    made = F.conv2d(flat, kernel, padding=(0, size // 2), groups=hidden)
+    return made.squeeze(2).transpose(1, 2)
+
+
+def shifted(x: Tensor, weight: Tensor) -> Tensor:
+    """``convolved`` for a GPU, where the gradient of a depthwise kernel is slow."""
+    size, n = len(weight), x.shape[1]
+    wide = F.pad(x, (0, 0, size // 2, size // 2))
+    added = wide[:, :n] * weight[0]
+    for i in range(1, size):
+        added = torch.addcmul(added, wide[:, i : i + n], weight[i])
+    return added

@@ -60,6 +60,9 @@ def test_some_rows_are_made_as_among_all(
     construction: str, tokenizer: Any, carrier: Carrier
 ) -> None:
     every = long_pairs(PAIRS, construction, 127, tokenizer, carrier, skip_longer=True)
+    ahead = long_pairs(PAIRS, construction, 127, tokenizer, carrier, skip_longer=True, workers=2)
+    assert ahead.pairs.sentence1 == every.pairs.sentence1
+    assert ahead.too_long == every.too_long
     some = long_pairs(PAIRS, construction, 127, tokenizer, carrier, rows=every.rows[3:9:2].tolist())
     assert some.rows.tolist() == every.rows[3:9:2].tolist()
     assert some.pairs.sentence2 == [every.pairs.sentence2[i] for i in (3, 5, 7)]

@@ -1,0 +1,42 @@
+"""What other processes make ahead is what this one would have made."""
+
+import os
+import time
+from contextlib import closing
+
+import pytest
+
+from twinline.ahead import in_order
+from twinline.errors import TwinlineError
+
+
+def made(number: int) -> tuple[int, int]:
+    time.sleep(0.02 * (number % 3 == 0))  # so that later ones are ready first
+    return number * number, os.getpid()
+
+
+def broken(number: int) -> int:
+    if number == 5:
+        raise TwinlineError("Row 5 has no score.")
+    return number
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_everything_comes_in_order(workers: int) -> None:
+    found = list(in_order(made, range(30), workers))
+    assert [value for value, _ in found] == [n * n for n in range(30)]
+    here = {process == os.getpid() for _, process in found}
+    assert here == {workers == 0}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_one_raises_is_raised_behind_what_came_before(workers: int) -> None:
+    every = in_order(broken, range(10), workers)
+    assert [next(every) for _ in range(5)] == list(range(5))
+    with pytest.raises(TwinlineError, match=r"^Row 5 has no score\.$"):
+        next(every)
+
+
+def test_what_is_left_is_given_up_when_it_is_closed() -> None:
+    with closing(in_order(made, range(10**9), 2)) as every:
+        assert next(every)[0] == 0
