@@ -27,10 +27,12 @@ def grid_file(folder: Path, text: str) -> Path:
         ("arms: []", "at least one arm"),
         ("steps: [10]", "one number for each of 3"),
         ("pooling_steps: [10]", "one number for each of 3"),
-        ("arms: [{name: hybrid, frozen: true}]", "only pooling by the sentence learns without"),
+        ("arms: [{name: hybrid, steps: [9, 9, 0]}]", "only pooling by the sentence learns without"),
+        ("arms: [{name: hybrid, steps: [9, 9]}]", "one number of steps for each of 3"),
         (
-            "arms: [{name: hybrid, frozen: true, poolings: [sentence], model: {sentences: true}}]",
-            "give every stage",
+            "arms: [{name: hybrid, steps: [9, 9, 0], poolings: [sentence], model: {sentences: "
+            "true}}]",
+            "learns nothing there",
         ),
         ("arms: [{name: hybrid, poolings: [sentence]}]", "set its model's sentences to true"),
         ("find: {texts: 0}", "find: texts must be at least 1"),

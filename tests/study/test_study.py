@@ -49,7 +49,7 @@ curve_pairs: 10
 arms:
   - {{name: hybrid, poolings: [latent, sentence], model: {{block_size: 16, sentences: true}},
       real: 64, seeds: [0, 1]}}
-  - {{name: softmax-windows512, poolings: [sentence], real: 64, frozen: true,
+  - {{name: softmax-windows512, poolings: [sentence], real: 64, steps: [0, 0],
       model: {{sentences: true}}}}
   - {{name: softmax-windows512, poolings: [mean], real: 64}}
   - {{name: softmax-full, poolings: [mean], train_lengths: [48]}}
@@ -164,7 +164,7 @@ def test_a_curve_counts_what_the_pooling_learned_alone(finished: Path) -> None:
     }
     assert list(steps.values()) == [
         [3 + 2, 2 + 2],  # the pooling's and its own
-        [3, 2],  # frozen
+        [3, 2],  # its encoder has no steps
         [2, 2],
     ]
 

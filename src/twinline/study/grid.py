@@ -112,19 +112,23 @@ class ArmOptions:
     """What steps have in common, if not what the study's lengths say."""
     train_lengths: tuple[int, ...] = ()
     """Stages of this arm; none given: the study's."""
-    frozen: bool = False
-    """Pooling by the sentence: it learns alone (the study's pooling_steps), the encoder stays as it
-    is after transfer."""
+    steps: tuple[int, ...] = ()
+    """Steps of each of its stages; none given: the study's. 0: the encoder stays as it is, and
+    pooling by the sentence learns alone."""
+    pooling_steps: tuple[int, ...] = ()
+    """Likewise of its pooling alone."""
 
     def __post_init__(self) -> None:
         choice("an arm's name", (self.name,), ARMS)
         choice("poolings", self.poolings, POOLINGS)
         rising("train_lengths", self.train_lengths)
         numbers("seeds", self.seeds, int)
-        if self.frozen and self.poolings != ("sentence",):
+        numbers("an arm's steps", self.steps, int)
+        numbers("an arm's pooling_steps", self.pooling_steps, int)
+        if 0 in self.steps and self.poolings != ("sentence",):
             raise TwinlineError(
-                f"The arm {self.name} is frozen, and only pooling by the sentence learns without "
-                "the encoder: give poolings [sentence]."
+                f"The arm {self.name} has a stage of 0 steps, and only pooling by the sentence "
+                "learns without the encoder: give poolings [sentence]."
             )
         if "sentence" in self.poolings and not self.model.sentences:
             raise TwinlineError(
@@ -244,11 +248,6 @@ class Grid:
         rising("train_lengths", self.train_lengths)
         numbers("rates", self.rates, float)
         for arm in self.arms:
-            if arm.frozen and not (self.pooling_steps and all(self.pooling_steps)):
-                raise TwinlineError(
-                    f"The arm {arm.known} is frozen: give every stage pooling_steps, or it learns "
-                    "nothing."
-                )
             if len(arm.train_lengths) > len(self.train_lengths):
                 raise TwinlineError(
                     f"The arm {arm.known} has more train_lengths than the study's "
@@ -263,6 +262,19 @@ class Grid:
                     f"train_lengths, not {given}."
                 )
         replace(self.lengths, greatest=self.train_lengths)  # refuses what does not rise
+        for run in self.runs():
+            for name in ("steps", "pooling_steps"):
+                if (given := getattr(run.arm, name)) and len(given) != len(run.stages):
+                    raise TwinlineError(
+                        f"The arm {run.arm.known} needs one number of {name} for each of "
+                        f"{len(run.stages)} train_lengths, not {given}."
+                    )
+            for stage, length in enumerate(run.stages):
+                if not run.steps(stage) and not run.learns_alone(stage):
+                    raise TwinlineError(
+                        f"The arm {run.arm.known} has neither steps nor pooling_steps in its stage "
+                        f"of {length} tokens, and learns nothing there."
+                    )
         keys = [run.key for run in self.runs()]
         if twice := sorted({key for key in keys if keys.count(key) > 1}):
             raise TwinlineError(f"arms name the run {twice[0]} twice: give one a label.")
@@ -331,10 +343,17 @@ class RunPlan:
     def model(self) -> ModelOptions:
         return replace(self.arm.model, attention=self.kind.attention, pooling=self.pooling)
 
+    def steps(self, stage: int) -> int:
+        """Steps of a stage in which the whole encoder learns."""
+        return (self.arm.steps or self.grid.steps)[stage]
+
+    def pooling_steps(self, stage: int) -> int:
+        """Steps before those in which its pooling learns alone."""
+        steps = self.arm.pooling_steps or self.grid.pooling_steps
+        return steps[stage] if steps and self.pooling == "sentence" else 0
+
     def learns_alone(self, stage: int) -> bool:
-        """Whether the run's pooling learns alone before a stage's other steps."""
-        steps = self.grid.pooling_steps
-        return self.pooling == "sentence" and bool(steps) and steps[stage] > 0
+        return self.pooling_steps(stage) > 0
 
     @property
     def identity(self) -> str:

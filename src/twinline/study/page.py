@@ -34,20 +34,25 @@ code { background: #f4f4f4; padding: 0.1rem 0.3rem; }
 </table>{% endfor %}
 <p class="command">Run it again: <code>{{ part.command or command }}</code></p>
 {% endfor %}
+<p class="command">Each command makes everything again, from training on, in the folder again;
+add <code>--runs KEY</code> for a single run ({{ runs }}).</p>
 <p class="command">Machine: {{ machines }}.</p>
 </body></html>
 """
 
 
 def render(
-    title: str, answer: list[str], parts: list[dict[str, Any]], command: str, machines: str
+    title: str, answer: list[str], parts: list[dict[str, Any]], command: str, **told: str
 ) -> str:
-    """The page: the answer, and below it what ``part`` made, each with what makes it again."""
+    """The page: the answer, and below it what ``part`` made, each with what makes it again.
+
+    ``told`` are ``runs`` and ``machines``, in words.
+    """
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
     return environment.from_string(PAGE).render(
-        title=title, answer=answer, parts=parts, command=command, machines=machines
+        title=title, answer=answer, parts=parts, command=command, **told
     )
 
 

@@ -71,9 +71,9 @@ def estimate(plan: RunPlan, speed: Speed, pairs: dict[str, int]) -> Estimate:
     """From lengths and steps alone; softmax over whole long texts is slower than said here."""
     training = testing = 0
     for stage, length in enumerate(plan.stages):
-        if not plan.arm.frozen:
+        if plan.steps(stage):
             training += tokens_of(plan, lengths_of(plan, stage))
-        if plan.learns_alone(stage) and not (stage and plan.arm.frozen):
+        if plan.learns_alone(stage):
             find = plan.grid.find  # without a way back through the encoder
             training += (find.pairs * (find.least + find.greatest) + find.prose) // 3
         for split, name, test in plan.tests(last=stage == len(plan.stages) - 1):
@@ -82,8 +82,9 @@ def estimate(plan: RunPlan, speed: Speed, pairs: dict[str, int]) -> Estimate:
             testing += sum(2 * count * min(n or 20, cut) for n in test.lengths)
         evaluations = 1 + plan.grid.curve_points[stage]
         training += 2 * plan.grid.curve_pairs * length * evaluations // 3
-    if plan.grid.rates and plan.first and not plan.arm.frozen:
-        first = training * plan.grid.pilot // sum(plan.grid.steps)
+    steps = sum(map(plan.steps, range(len(plan.stages))))
+    if plan.grid.rates and plan.first and steps:
+        first = training * plan.grid.pilot // steps
         training += len(plan.grid.rates) * first
     return Estimate(plan, training, testing, training / speed.training + testing / speed.encoding)
 

@@ -32,7 +32,11 @@ from .table import (
     unseen,
 )
 
-RUN_AGAIN = "twinline study run recipes/{name}.yaml && twinline study report {name}"
+RUN_AGAIN = (
+    "twinline study run recipes/{name}.yaml --results again --work again/work && "
+    "twinline study report {name} --results again --docs again"
+)
+"""In a folder of its own: where results are, finished runs are not made again."""
 
 
 def make(name: str | None, results: Path, docs: Path) -> list[Path]:
@@ -55,7 +59,8 @@ def make(name: str | None, results: Path, docs: Path) -> list[Path]:
     parts = [p for p in (*sections(table), search_part(results, folder.name)) if p is not None]
     page = render(
         "Linear attention beyond 512 tokens: STS-B in long texts", answer, parts,
-        RUN_AGAIN.format(name=table.name), "; ".join(table.names("machine")),
+        RUN_AGAIN.format(name=table.name), machines="; ".join(table.names("machine")),
+        runs=", ".join(lines[0]["run"] for lines in table.runs if lines[0]["arm"] != NATIVE),
     )  # fmt: skip
     write_whole(written[1], page)
     pooling = main_pooling(table)
@@ -65,7 +70,7 @@ def make(name: str | None, results: Path, docs: Path) -> list[Path]:
         picture, figures.by_length(table, pooling, longest(table), **main_test(table, split))
     )
     written.append(picture)
-    if folder.name == "study":
+    if folder.name == "study" and docs == Path("docs"):
         into_marks(Path("README.md"), "study", "\n\n".join(answer[:3]))
     return written
 
@@ -295,7 +300,8 @@ def search_part(results: Path, name: str) -> dict[str, Any] | None:
     tables = [{"caption": f"{s} queries", **table_of(rows, s)} for s in ("validation", "test")]
     return part(
         "Real long documents", tables=tables,
-        command="twinline study retrieval recipes/retrieval.yaml && twinline study report",
+        command="twinline study retrieval recipes/retrieval.yaml --results again "
+        "--work again/work",
         texts=["Which meeting (QMSum) or story (SQuALITY) is a question, or an answer, about? "
                "Documents of all splits are searched, training has seen the training split's "
                "alone; intervals and differences are bootstrapped over documents."],

@@ -54,7 +54,7 @@ def lengths_of(plan: RunPlan, stage: int) -> Lengths:
         real=min(plan.arm.real, length) if plan.virtual else None,
         equal=plan.arm.equal or grid.lengths.equal,
     )
-    return Lengths(options, grid.steps[stage], 1000 * plan.seed + stage)
+    return Lengths(options, plan.steps(stage), 1000 * plan.seed + stage)
 
 
 def found_lengths_of(plan: RunPlan, stage: int) -> Lengths:
@@ -65,7 +65,7 @@ def found_lengths_of(plan: RunPlan, stage: int) -> Lengths:
         least=min(plan.grid.lengths.least, longest), greatest=(longest,),
         mean=find.mean, edge=find.edge,
     )  # fmt: skip
-    return Lengths(options, plan.grid.pooling_steps[stage], 1000 * plan.seed + stage)
+    return Lengths(options, plan.pooling_steps(stage), 1000 * plan.seed + stage)
 
 
 def steps_of(plan: RunPlan, lengths: Lengths, shop: Workshop) -> LongSteps:
@@ -128,14 +128,13 @@ def train_stage(
 
 
 def find_stage(
-    plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work: Path, library: Library,
-    read: bool,
-) -> Curve:  # fmt: skip
+    plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work: Path, library: Library
+) -> Curve:
     """Let a stage's pooling learn alone, in place. Returns: the curve, costs counted from its start
-    and those of the library among them if it was ``read`` for it."""
+    and those of the library among them."""
     grid, lengths = plan.grid, found_lengths_of(plan, stage)
     pairs = validation_of(plan, stage, shop)
-    points = grid.curve_points[stage] if plan.arm.frozen else 1
+    points = 1 if plan.steps(stage) else grid.curve_points[stage]
     reduced = torch.autocast(student.device.type, torch.bfloat16, grid.train.precision == "bf16")
 
     def evaluate() -> float:
@@ -146,10 +145,11 @@ def find_stage(
         student, library, lengths, options=grid.find, evaluate=evaluate,
         evaluate_every=-(-lengths.steps // points), folder=work, show_progress=shop.show,
     )  # fmt: skip
-    tokens, seconds = (library.tokens, library.seconds) if read else (0, 0.0)
-    cost = flops(student.model.config, tokens, grid.find.greatest)
+    cost = flops(student.model.config, library.tokens, grid.find.greatest)
     return [
-        point(line, tokens * started, line.seconds + seconds * started, cost * started)
+        point(
+            line, library.tokens * started, line.seconds + library.seconds * started, cost * started
+        )
         for line in run.log
         if line.validation_pearson is not None
         for started in [line.step > 0]
@@ -276,7 +276,6 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
     """
     work = shop.work / f"{plan.key}-{plan.identity}"
     lines = Results(results / f"{plan.key}.jsonl", plan)
-    library: Library | None = None
     for stage, length in enumerate(plan.stages):
         folder = work / f"stage-{length}"
         if not (folder / "config.json").is_file():
@@ -284,12 +283,11 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
             curve: Curve = []
             if plan.learns_alone(stage):
                 found = work / f"pooling-{length}.work"
-                kept = library if plan.arm.frozen else None  # an encoder that learns reads anew
-                library = kept or library_of(plan, stage, student, shop, found)
-                curve = find_stage(plan, stage, student, shop, found, library, read=kept is None)
+                library = library_of(plan, stage, student, shop, found)
+                curve = find_stage(plan, stage, student, shop, found, library)
                 if not stage and plan.grid.rates and plan.first:  # what the pilots start from
                     student.save(found / "model")
-            if not plan.arm.frozen:
+            if plan.steps(stage):
                 rate = chosen_rate(plan, shop, work, results, lines)
                 trained = work / f"stage-{length}.work"
                 own = train_stage(plan, stage, student, shop, trained, rate)
@@ -297,7 +295,10 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
             if not stage and not lines.has({"what": "transfer"}):
                 lines.add({"what": "transfer", **cost})
             if not lines.has({"what": "curve", "train_length": length}):
-                mean = round(lengths_of(plan, stage).mean)
+                drawn = (
+                    lengths_of(plan, stage) if plan.steps(stage) else found_lengths_of(plan, stage)
+                )
+                mean = round(drawn.mean)
                 lines.add(
                     {"what": "curve", "train_length": length, "mean_length": mean, "points": curve}
                 )
@@ -354,11 +355,10 @@ def start_of(
 
 
 def library_of(plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work: Path) -> Library:
-    """What a pooling learns alone from: of a frozen arm in all its stages."""
-    grid = plan.grid
-    last = found_lengths_of(plan, len(plan.stages) - 1 if plan.arm.frozen else stage)
+    """What a stage's pooling learns alone from."""
+    grid, lengths = plan.grid, found_lengths_of(plan, stage)
     return read_once(
-        student, steps_of(plan, last, shop).builders, last.options.greatest[-1],
+        student, steps_of(plan, lengths, shop).builders, lengths.options.greatest[-1],
         options=grid.find, seed=1000 * plan.seed, precision=grid.train.precision, folder=work,
         show_progress=shop.show,
     )  # fmt: skip
