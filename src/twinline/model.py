@@ -403,7 +403,6 @@ class TwinlineModel(PreTrainedModel):
         starts = sentence_starts(input_ids, real, self.roles)
         anew = self.apart and self.config.anchors
         place = places_in_sentences(starts, real) if anew else None
-        starts = starts | (real & (real.long().cumsum(dim=1) % PIECE == 1))  # as by pieces
         return self.embeddings(input_ids, real, token_type_ids, place), starts
 
     def each_layer(self) -> Iterator[Layer]:
@@ -435,6 +434,8 @@ class TwinlineModel(PreTrainedModel):
         real = real.bool()  # (b, n)
         mask = None if bool(real.all()) else real
         x, starts = self.begin(input_ids, real, token_type_ids)
+        # A layer that works by pieces cuts a sentence between two; a pooling reads it whole.
+        cut = None if starts is None else starts | (real & (real.long().cumsum(dim=1) % PIECE == 1))
         count = real.sum(dim=1)
         if lent is not None:
             count = count + lent.gathered(lent.tokens.sum(dim=1).to(x.dtype))
@@ -442,7 +443,7 @@ class TwinlineModel(PreTrainedModel):
         read = real if lent is None else lent.mask(real)
         keep = output_hidden_states or POOLINGS[self.config.pooling].layers > 1
         for number, layer in enumerate(self.each_layer(), 1):
-            x = layer(x, mask, overwrite=not keep, lent=lent, count=count, starts=starts)
+            x = layer(x, mask, overwrite=not keep, lent=lent, count=count, starts=cut)
             states = [*states, x] if keep else [x]
             if number == self.middle and starts is not None:
                 seen = x.detach()  # the encoder is not to be bent until its sentences are found
