@@ -144,3 +144,16 @@ def test_to_find_a_sentence_the_encoder_is_not_bent() -> None:
     assert of.likeness.grad.abs().max() > 0
     bent = [p.grad for layer in encoder.model.layers for p in layer.parameters()]
     assert all(grad is None or not grad.any() for grad in bent)
+
+
+def test_a_pooling_reads_a_sentence_whole_that_layers_cut_between_two_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = convert(MINILM, attention="hybrid", sentences=True, pooling="sentence", block_size=32)
+    encoder = Encoder(model)
+    text = "A man plays the guitar. " * 9  # six tokens each, behind [CLS]
+    monkeypatch.setattr("twinline.model.PIECE", 16)
+    heard: list[int] = []
+    model.pool.register_forward_pre_hook(lambda _, given: heard.append(given[2].means.shape[1]))
+    encoder.encode([text])
+    assert heard == [9]
