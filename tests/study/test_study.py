@@ -12,17 +12,21 @@ from twinline.cli import main
 from twinline.errors import TwinlineError
 from twinline.files import read_lines
 from twinline.study import run as run_module
+from twinline.study.answer import conclusion, overview
 from twinline.study.grid import NATIVE
 from twinline.study.plan import run_grid
-from twinline.study.report import conclusion, make
+from twinline.study.report import make
 from twinline.study.run import packed
 from twinline.study.table import (
     FIELDS,
     Table,
+    against_native,
     by_genre,
     by_place,
     chosen_student,
     law_of_length,
+    retained,
+    same_native,
     set_key,
     unpacked,
 )
@@ -220,6 +224,39 @@ def test_the_exponent_of_length_is_bootstrapped_over_the_pairs_that_all_lengths_
     assert within[0] < law.b < within[1]
 
 
+def test_what_is_kept_is_a_share_of_the_yardsticks_own_pairs(finished: Path) -> None:
+    table = Table.read(finished / "results" / "tiny")
+    row = table.find(arm="hybrid", construction="context", split="test", eval_length=600)[0]
+    made = retained(table, row)
+    assert made is not None
+    assert made.low < made.same < made.high
+    native = table.find(arm=NATIVE, construction="native", split="test")[0]
+    assert made.whole == pytest.approx(row["pearson"] / native["pearson"], abs=1e-3)
+    gap, alone = against_native(table, row), same_native(table, row)
+    assert gap is not None
+    assert alone is not None
+    assert len(alone.rows) == row["pairs"]
+    every = np.ones(len(alone.rows), dtype=bool)
+    assert gap.value == pytest.approx(row["pearson"] - alone.pearson(every), abs=1e-3)
+
+
+def test_the_answer_says_what_each_sentence_rests_on(finished: Path) -> None:
+    table = Table.read(finished / "results" / "tiny")
+    arm = (chosen_student(table) or ("",))[0]
+    said = conclusion(table)
+    assert said[0].startswith(f"Best linear-time student (chosen on validation): {arm}")
+    assert "linear by itself" in said[1]
+    assert "until 0.80 on validation" in said[2]
+    assert f"{arm} never" in said[2] or f"{arm} " in said[2]
+    off = [one for one in said if "by switching it off" in one]
+    assert len(off) == 1
+    assert "context, " in off[0]
+    lines = overview(table).splitlines()
+    assert lines[0].startswith("| arm, pooling (seeds) | 64 | 200 | 600 |")
+    assert any(line.startswith("| hybrid, latent (2) |") for line in lines)
+    assert len({line.count("|") for line in lines}) == 1
+
+
 def test_genres_are_rows_of_sts_b_and_of_nothing_else(finished: Path) -> None:
     tiny = Table.read(finished / "results" / "tiny")
     assert by_genre(tiny, tiny.find(arm="hybrid", construction="context", split="test")[0]) == {}
@@ -253,7 +290,8 @@ def test_the_report_is_one_page_and_the_rows(
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl", "")
     assert "src=" not in page  # nothing is loaded from elsewhere
     for told in ("Convergence", "hybrid", "not reached", "<svg", "Laws of length and of training",
-                 "Mean length against cost", "twinline study report tiny"):  # fmt: skip
+                 "Mean length against cost", "What is kept", "Learning rates, chosen",
+                 "twinline study report tiny"):  # fmt: skip
         assert told in page
     rows = json.loads((results / "tiny.json").read_text())
     assert {tuple(row) for row in rows} == {FIELDS}

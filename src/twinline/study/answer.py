@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,29 @@ def convergence(table: Table, arm: str, pooling: str) -> str:
         f"Convergence ({pooling} pooling): tokens read, from the pretrained encoder on and all "
         f"stages in one, until {COMMON:.2f} on validation: {'; '.join(told)}."
     )
+
+
+def overview(table: Table) -> str:
+    """Arms and poolings by length, and ``keyed``: means over seeds, as a Markdown table."""
+    split = reported_split(table)
+    main = main_test(table, split)
+    lengths = [n for n in table.lengths(**main) if n]
+    tests = [(f"{n:,}", {**main, "eval_length": n}) for n in lengths]
+    for n in table.lengths(construction="keyed", split=split):
+        tests.append(
+            (f"`keyed`, {n:,}", {"construction": "keyed", "split": split, "eval_length": n})
+        )
+    head = ["arm, pooling (seeds)", *(name for name, _ in tests)]
+    lines = [head, ["---"] * len(head)]
+    for pooling, arm in product(table.poolings, table.names("arm")):
+        mine = {"arm": arm, "pooling": pooling}
+        trained = max((r["train_length"] for r in table.find(**mine, split=split)), default=0)
+        found = [table.find(**mine, train_length=trained, **test) for _, test in tests]
+        if any(found):
+            cells = [f"{np.mean([r['pearson'] for r in rows]):.3f}" if rows else "–"
+                     for rows in found]  # fmt: skip
+            lines.append([f"{arm}, {pooling} ({max(map(len, found))})", *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def genres(table: Table, arm: str, pooling: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import TwinlineError
 from ..files import into_marks, write_whole
 from . import figures
-from .answer import conclusion, difference
+from .answer import conclusion, difference, overview
 from .costs import cost_part, curve_part, growth_part, law_part
 from .grid import NATIVE
 from .page import interval, number, part, render
@@ -71,7 +71,7 @@ def make(name: str | None, results: Path, docs: Path) -> list[Path]:
     )
     written.append(picture)
     if folder.name == "study" and docs == Path("docs"):
-        into_marks(Path("README.md"), "study", "\n\n".join(answer[:3]))
+        into_marks(Path("README.md"), "study", "\n\n".join([*answer[:3], overview(table)]))
     return written
 
 
