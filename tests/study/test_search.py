@@ -59,13 +59,13 @@ def test_arms_are_trained_tested_and_compared(
     told = capsys.readouterr().out
     assert "| linear, seed 0 | squality, answer |" in told
     rows = json.loads((folder / "r" / "long-retrieval-tiny-search.json").read_text())
-    assert len(rows) == 4 * 2 * 2  # an arm with a head, and its vectors alone
+    assert len(rows) == 4 * 3 * 2  # an arm with a head, and its vectors alone; also of both tasks
     assert {row["arm"] for row in rows if row["over_vectors"] is not None} == {"linear"}
     for row in rows:
         assert row["ci_low"] <= row["ndcg10"] <= row["ci_high"]
         assert (row["over_windows"] is None) == (row["arm"] == "softmax-windows512")
         assert row["documents"] == 24
-        assert row["queries"] == 16
+        assert row["queries"] == 16 * (2 if row["asked"] == "both" else 1)
     kept = {f: f.stat().st_mtime_ns for f in (folder / "w").glob("teacher-*.npy")}
     assert len(kept) == 2  # for questions and for answers, by the first arm that needed them
     part = search_part(folder / "r", "study")
@@ -73,7 +73,7 @@ def test_arms_are_trained_tested_and_compared(
     (folder / "r" / "long-retrieval.json").write_text(json.dumps(rows))
     part = search_part(folder / "r", "study")
     assert part is not None
-    assert [len(table["rows"]) for table in part["tables"]] == [8, 8]
+    assert [len(table["rows"]) for table in part["tables"]] == [12, 12]
     before = {f: f.stat().st_mtime_ns for f in (folder / "r" / "tiny-search").iterdir()}
     main(command)  # nothing is done twice
     assert before == {f: f.stat().st_mtime_ns for f in (folder / "r" / "tiny-search").iterdir()}

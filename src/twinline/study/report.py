@@ -16,7 +16,7 @@ from .answer import conclusion, difference, overview
 from .costs import cost_part, curve_part, growth_part, law_part
 from .grid import NATIVE
 from .page import interval, number, part, render
-from .retrieval import published, table_of
+from .retrieval import BOTH, published, table_of
 from .table import (
     GENRES,
     Table,
@@ -298,11 +298,19 @@ def search_part(results: Path, name: str) -> dict[str, Any] | None:
         return None
     rows = json.loads(file.read_text(encoding="utf-8"))
     tables = [{"caption": f"{s} queries", **table_of(rows, s)} for s in ("validation", "test")]
+    dropped = ", ".join(
+        f"{c} {s} {n}"
+        for c, s, n in dict.fromkeys(
+            (r["collection"], r["split"], r["ambiguous"]) for r in rows if r["asked"] == BOTH
+        )
+    )
     return part(
         "Real long documents", tables=tables,
         command="twinline study retrieval recipes/retrieval.yaml --results again "
         "--work again/work",
         texts=["Which meeting (QMSum) or story (SQuALITY) is a question, or an answer, about? "
                "Documents of all splits are searched, training has seen the training split's "
-               "alone; intervals and differences are bootstrapped over documents."],
+               "alone; intervals and differences are bootstrapped over documents. Both: questions "
+               "and answers together. Queries that serve more than one document are dropped: "
+               f"{dropped}."],
     )  # fmt: skip

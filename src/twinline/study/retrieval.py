@@ -30,6 +30,8 @@ COUNTED = ("queries", "documents", "ambiguous", "encoding_seconds", "seconds")
 CALIBRATION_WORDS = 200
 VECTORS = "-vectors"
 """Behind an arm's name: its vectors by cosine, without its head."""
+BOTH = "both"
+"""In the place of what is searched with: questions and answers together."""
 YARDSTICK = "softmax-windows512"
 """What every other arm is compared with: averaged windows of the same base and training."""
 
@@ -199,7 +201,7 @@ def rows(grid: SearchGrid, folder: Path) -> list[dict[str, Any]]:
         (seed, line, found[0]["machine"])
         for arm, seed in grid.runs()
         if (found := read_lines(folder / f"{arm.name}-{seed}.jsonl"))
-        for line in found[1:]
+        for line in [*found[1:], *together(found[1:])]
     ]
     known = {(seed, *(line[k] for k in ("arm", *TASK))): line for seed, line, _ in lines}
     made = []
@@ -226,6 +228,21 @@ def rows(grid: SearchGrid, folder: Path) -> list[dict[str, Any]]:
             row[f"{name}_high"] = gap and round(gap.high, 5)
         made.append({**row, **{k: line[k] for k in COUNTED}, "machine": machine})
     return made
+
+
+def together(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each arm, collection and split the queries of all tasks as one."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for line in lines:
+        found.setdefault((line["arm"], line["collection"], line["split"]), []).append(line)
+    return [
+        {
+            **of[0], "asked": BOTH,
+            **{k: [x for one in of for x in one[k]] for k in ("ranks", "relevant")},
+            **{k: sum(one[k] for one in of) for k in ("queries", "ambiguous", "seconds")},
+        }
+        for of in found.values() if len(of) > 1
+    ]  # fmt: skip
 
 
 def published(results: Path, name: str = "retrieval") -> Path:
