@@ -284,7 +284,7 @@ def long_pairs(
     construction: str = "context",
     length: int = 2048,
     carrier: str = "novels",
-    carrier_split: str = "test",
+    carrier_split: str | None = None,
     model: str = "all-MiniLM-L6-v2",
     skip_longer: bool = False,
     limit: int | None = None,
@@ -313,7 +313,7 @@ def long_pairs(
         Prose: novels, qmsum, squality or qnli below TWINLINE_DATA; builtin, which the package makes
         itself; or a file of documents.
     carrier_split
-        train, validation or test: no book or author serves two of them.
+        train, validation or test: no book or author serves two of them; by default the pairs' own.
     model
         The encoder whose tokenizer counts: a path, or a name.
     skip_longer
@@ -325,7 +325,7 @@ def long_pairs(
     """
     from .batching import load_tokenizer
     from .data import load
-    from .data.carriers import load_carrier
+    from .data.carriers import SPLITS, load_carrier
     from .data.long import long_pairs as build
     from .data.long import write_parquet
     from .files import writable_folder
@@ -340,7 +340,10 @@ def long_pairs(
             raise TwinlineError(f"limit must be at least 1, not {limit}.")
         pairs = pairs.select(range(min(limit, len(pairs))))
     tokenizer = load_tokenizer(find_model(model))
-    prose = None if construction == "repeat" else load_carrier(carrier, carrier_split, tokenizer)
+    own = pairs.split if pairs.split in SPLITS else "validation"
+    prose = None
+    if construction != "repeat":
+        prose = load_carrier(carrier, carrier_split or own, tokenizer)
     made = build(pairs, construction, length, tokenizer, prose, seed=seed, skip_longer=skip_longer)
     write_parquet(made, output)
     left_out = f"; {made.too_long} pairs did not fit and were left out" if made.too_long else ""

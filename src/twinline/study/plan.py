@@ -120,7 +120,8 @@ def plan_text(path: Path, results: Path) -> str:
     lines.append(
         f"{left / 3600:.1f} hours to go, at {speed.training:,.0f} tokens a second in training and "
         f"{speed.encoding:,.0f} in tests as measured just now; besides, once, the teacher and the "
-        "softmax student."
+        "softmax student, each arm's attention transfer, and a pooling's steps alone, which run "
+        "no encoder."
     )
     return "\n".join(lines)
 
