@@ -161,21 +161,22 @@ def overview(table: Table) -> str:
 
 
 def genres(table: Table, arm: str, pooling: str) -> str:
+    """At the longest length that has enough pairs of each."""
     split = reported_split(table)
     mine = {"arm": arm, "pooling": pooling, "train_length": longest(table)}
-    most = max(lengths_of(table, arm, pooling))
-    far = table.find(eval_length=most, **mine, **main_test(table, split))[:1]
-    near = table.find(construction="native", split=split, **mine)[:1]
-    found = [by_genre(table, row) for row in (*far, *near)]
-    if len(found) < 2 or not found[0]:
-        return ""
-    told = ", ".join(
-        f"{name} {of:.2f} ({found[1].get(name, float('nan')):.2f})" for name, of in found[0].items()
-    )
-    return (
-        "What is lost depends on whether a sentence can be told from its surroundings: by genre at "
-        f"{most:,} tokens (in brackets the unmodified pairs) {told}."
-    )
+    native = table.find(construction="native", split=split, **mine)[:1]
+    for length in reversed(lengths_of(table, arm, pooling)):
+        rows = table.find(eval_length=length, **mine, **main_test(table, split))[:1]
+        found = [by_genre(table, row) for row in (*rows, *native)]
+        if len(found) == 2 and found[0] and all(of == of for one in found for of in one.values()):
+            told = ", ".join(
+                f"{name} {of:.2f} ({found[1][name]:.2f})" for name, of in found[0].items()
+            )
+            return (
+                "What is lost depends on whether a sentence can be told from its surroundings: by "
+                f"genre at {length:,} tokens (in brackets the unmodified pairs) {told}."
+            )
+    return ""
 
 
 def against_others(table: Table, arm: str, pooling: str) -> list[str]:
