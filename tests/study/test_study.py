@@ -308,6 +308,17 @@ def test_results_of_another_grid_are_refused(finished: Path, tiny_bert: Path) ->
         run_grid(grid, finished / "results", finished / "work")
 
 
+def test_another_grids_yardstick_is_refused(finished: Path, tiny_bert: Path) -> None:
+    other = finished / "yardstick" / "tiny" / "softmax-native.jsonl"
+    other.parent.mkdir(parents=True)
+    text = (finished / "results" / "tiny" / other.name).read_text()
+    identity = json.loads(text.splitlines()[0])["identity"]
+    other.write_text(text.replace(identity, "another"))
+    with pytest.raises(TwinlineError, match=r"softmax-native\.jsonl holds results of another"):
+        run_grid(finished / "grid.yaml", finished / "yardstick", finished / "work")
+    assert "another" in other.read_text()
+
+
 def test_the_plan_names_runs_and_hours(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["study", "plan", str(finished / "grid.yaml"), "--results", str(finished / "results")])
     told = capsys.readouterr().out
