@@ -153,7 +153,8 @@ def retention_part(table: Table) -> dict[str, Any] | None:
     """What is kept of the softmax student's native correlation."""
     split = reported_split(table)
     rows = []
-    for row in table.find(train_length=longest(table), **main_test(table, split)):
+    found = table.find(train_length=longest(table), **main_test(table, split))
+    for row in sorted(found, key=lambda r: (r["pooling"], r["arm"], r["seed"], r["eval_length"])):
         made = retained(table, row)
         if made and row["eval_length"]:
             rows.append([f"{row['arm']}, {row['pooling']}, seed {row['seed']}",
