@@ -6,7 +6,8 @@
 alone: what it would be worth if the sentence were always found. ``twin`` reads the sentence by
 itself: what is missing from ``told`` to it was changed by the text around it. STUDENT pools by a
 learned query. With ``--construction repeat`` it is told the whole copies alone,
-without the last one, which is cut.
+without the last one, which is cut. ``--prose test`` asks whether it is the pairs or the prose of a
+split that is harder.
 """
 
 from __future__ import annotations
@@ -44,11 +45,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--split", default="validation")
     parser.add_argument("--carrier", default="novels")
+    parser.add_argument("--prose", help="the carrier's split, if not the pairs'")
     parser.add_argument("--construction", default="context", choices=("context", "repeat"))
     given = parser.parse_args()
     student, twin = Encoder(given.student), Encoder(given.twin)
     pairs = load("stsb", given.split)
-    carrier = load_carrier(given.carrier, given.split, student.tokenizer)
+    carrier = load_carrier(given.carrier, given.prose or given.split, student.tokenizer)
     builder = Builder(pairs, given.construction, student.tokenizer, carrier)
     rows = np.random.default_rng(0).permutation(len(pairs))[: given.pairs].tolist()
     vectors: dict[str, list[torch.Tensor]] = {"student": [], "told": [], "twin": []}
