@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from twinline.errors import TwinlineError
-from twinline.study.grid import ArmOptions, EvalOptions, Grid, read_grid
+from twinline.options import ModelOptions
+from twinline.study.grid import ArmOptions, EvalOptions, FinishOptions, Grid, read_grid
 
 
 def grid_file(folder: Path, text: str) -> Path:
@@ -35,6 +36,9 @@ def grid_file(folder: Path, text: str) -> Path:
             "learns nothing there",
         ),
         ("arms: [{name: hybrid, poolings: [sentence]}]", "set its model's sentences to true"),
+        ("finish: {soften: [0.5]}", "finish: .*needs steps"),
+        ("finish: {steps: 9, sources: [mnly]}", "finish: sources must be among .*not 'mnly'"),
+        ("finish: {steps: 9, soften: [1]}", "soften must be a list of floats"),
         ("find: {texts: 0}", "find: texts must be at least 1"),
         ("pooling_steps: [10, -1, 10]", "pooling_steps must be a list of ints of at least 0"),
         ("train_lengths: [512, 128, 2048]", "train_lengths must rise"),
@@ -70,6 +74,16 @@ def test_runs_come_seed_by_seed_and_have_identities_of_their_own() -> None:
         "linear-latent-0", "hybrid-latent-0", "linear-mean-0", "linear-latent-1", "linear-mean-1",
     ]  # fmt: skip
     assert len({run.identity for run in runs}) == len(runs)
+
+
+def test_what_finishes_a_pooling_by_the_sentence_changes_no_other_run() -> None:
+    arms = (
+        ArmOptions("hybrid", poolings=("sentence", "latent"), model=ModelOptions(sentences=True)),
+    )
+    plain, more = (Grid(arms=arms, finish=FinishOptions(steps=n)) for n in (0, 9))
+    one, other = ([run.identity for run in grid.runs()] for grid in (plain, more))
+    assert one[0] == other[0]
+    assert one[1] != other[1]
 
 
 def test_a_run_depends_on_what_it_reads_not_on_the_other_arms() -> None:

@@ -13,7 +13,7 @@ from twinline.errors import TwinlineError
 from twinline.files import read_lines
 from twinline.study import run as run_module
 from twinline.study.answer import conclusion, overview
-from twinline.study.grid import NATIVE
+from twinline.study.grid import NATIVE, read_grid
 from twinline.study.plan import run_grid
 from twinline.study.report import make
 from twinline.study.run import packed
@@ -31,6 +31,7 @@ from twinline.study.table import (
     set_key,
     unpacked,
 )
+from twinline.study.workshop import Workshop
 
 GRID = """
 name: tiny
@@ -48,6 +49,13 @@ lengths: {{least: 32, mean: 0.4, edge: 0.3, equal: tokens, native: 0.2}}
 train_lengths: [48, 128]
 find: {{pairs: 10, least: 32, greatest: 48, prose: 500, texts: 4, inside: 2}}
 pooling_steps: [3, 2]
+finish:
+  steps: 2
+  find: {{pairs: 10, least: 32, greatest: 48, prose: 500, texts: 4}}
+  sources: [builtin]
+  planted: 5
+  soften: [0.5, 0.25]
+  pairs: 6
 steps: [{steps}, 2]
 curve_points: [1, 1]
 curve_pairs: 10
@@ -112,6 +120,36 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
     return folder
 
 
+def test_what_finishes_a_run_is_told_where_something_does(finished: Path) -> None:
+    for run in ("hybrid-latent-0", "hybrid-sentence-0", "softmax-windows512-sentence-0"):
+        lines = read_lines(finished / "results" / "tiny" / f"{run}.jsonl")
+        curves = {line["train_length"]: line for line in lines if line["what"] == "curve"}
+        assert "softened" not in curves[48]
+        assert (curves[128].get("softened") in (0.5, 0.25)) == ("latent" not in run)
+    costs = [point["tokens"] for point in curves[128]["points"]]
+    assert costs == sorted(set(costs))
+    assert len(costs) == 3
+    assert [point["steps"] for point in curves[128]["points"]] == [0, 2, 4]
+
+
+def test_other_texts_are_planted_beside_the_training_pairs(
+    finished: Path, tmp_path: Path, tiny_bert: Path
+) -> None:
+    shop = Workshop(read_grid(finished / "grid.yaml"), finished / "work")
+    own = {*shop.train.sentence1, *shop.train.sentence2}
+    other = tmp_path / "other.csv"
+    other.write_text("sentence1,sentence2\n" + "".join(f"a {i}, b {i}\n" for i in range(30)))
+    options = replace(shop.grid.finish, sources=(str(other),))
+    pairs = shop.planted(options)
+    assert len(pairs) == 15
+    assert pairs.score is None
+    planted = [*pairs.sentence1[10:], *pairs.sentence2[10:]]
+    assert all(text.strip().startswith("b ") for text in planted)
+    assert len(set(planted)) == 10
+    assert own.issuperset([*pairs.sentence1[:10], *pairs.sentence2[:10]])
+    assert len(shop.planted(replace(options, planted=400))) == 25  # as many as there are
+
+
 def test_every_test_of_the_grid_is_a_row_with_the_promised_fields(finished: Path) -> None:
     table = Table.read(finished / "results" / "tiny")
     assert {r["arm"] for r in table.rows} == {
@@ -168,8 +206,8 @@ def test_a_curve_counts_what_the_pooling_learned_alone(finished: Path) -> None:
         for name in ("hybrid-sentence-0", "softmax-windows512-sentence-0", "hybrid-latent-0")
     }
     assert list(steps.values()) == [
-        [3 + 2, 2 + 2],  # the pooling's and its own
-        [3, 2],  # its encoder has no steps
+        [3 + 2, 2 + 2 + 2],  # the pooling's, its own, and the pooling's once more
+        [3, 2 + 2],  # its encoder has no steps
         [2, 2],
     ]
 

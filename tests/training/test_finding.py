@@ -16,7 +16,8 @@ from twinline.encoder import Encoder
 from twinline.errors import TwinlineError
 from twinline.options import FindOptions, LengthOptions
 from twinline.sources import find_model
-from twinline.training.finding import Library, learn_to_find, read_once
+from twinline.statistics import pearson
+from twinline.training.finding import Library, learn_to_find, pooling_of, read_once, soften
 from twinline.training.lengths import Lengths
 
 OPTIONS = FindOptions(
@@ -134,3 +135,26 @@ def test_only_a_pooling_that_is_told_sentences_learns_so(builders: tuple[Builder
 def test_it_cannot_do_without_sentences() -> None:
     with pytest.raises(TwinlineError, match="set sentences to true"):
         convert(MINILM, attention="hybrid", pooling="sentence")
+
+
+@pytest.mark.parametrize("windows", [None, 64])
+def test_softening_takes_the_factor_that_reads_pairs_best(
+    builders: tuple[Builder, ...], windows: int | None
+) -> None:
+    encoder = student()
+    learn_to_find(encoder, read(encoder, builders), LENGTHS, options=OPTIONS)
+    encoder = Encoder(encoder.model, encoder.tokenizer, windows=windows)
+    made = [builders[0].pair(row, 120, epoch=2) for row in range(12)]
+    gold = np.random.default_rng(3).random(12)
+    pairs = Pairs([p.text1 for p in made], [p.text2 for p in made], gold, (0, 1), "long", "made")
+    sharpness = pooling_of(encoder).layers[-1].sharpness
+    own = sharpness.detach().clone()
+    factors, found = (1.0, 0.5, 0.1, 0.01), {}
+    for factor in factors:  # by reading every text anew
+        sharpness.data.copy_(own * factor)
+        found[factor] = pearson(encoder.score(pairs.sentence1, pairs.sentence2), gold)
+    assert len({round(value, 3) for value in found.values()}) > 1
+    sharpness.data.copy_(own)
+    best = soften(encoder, pairs, factors)
+    assert best == max(found, key=lambda factor: found[factor])
+    torch.testing.assert_close(sharpness.detach(), own * best)

@@ -155,6 +155,36 @@ class ArmOptions:
 
 
 @dataclass(frozen=True)
+class FinishOptions:
+    """What follows the last stage of pooling by the sentence, while the encoder stays as it is."""
+
+    steps: int = 0
+    """In which the pooling learns alone once more; 0: nothing follows."""
+    find: FindOptions = field(default_factory=FindOptions)
+    """How."""
+    sources: tuple[str, ...] = ()
+    """Data whose texts (the second of each training pair) are hidden in prose too: what is looked
+    for is told by more than the study's own sentences."""
+    planted: int = 2000
+    """Pairs that are made of each of them; their scores are never known."""
+    soften: tuple[float, ...] = ()
+    """Factors of the pooling's sharpness, of which every run takes the best on validation
+    (temperature scaling, arXiv 1706.04599); none given: it stays."""
+    pairs: int = 200
+    """Validation pairs of ``context``, at the last stage's length, on which that is chosen."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "steps")
+        at_least(self, 1, "planted")
+        at_least(self, 2, "pairs")
+        numbers("soften", self.soften, float)
+        for name in self.sources:
+            source("sources", name, (*TASKS, "builtin"))
+        if (self.sources or self.soften) and not self.steps:
+            raise TwinlineError("What finishes a run needs steps, in which the pooling learns.")
+
+
+@dataclass(frozen=True)
 class EvalOptions:
     """One set of long pairs that every finished stage, or only the last, is scored on."""
 
@@ -220,6 +250,8 @@ class Grid:
     """How a pooling by the sentence learns alone to find the one that counts."""
     pooling_steps: tuple[int, ...] = ()
     """Steps before those of each stage in which it does; none given: none."""
+    finish: FinishOptions = field(default_factory=FinishOptions)
+    """What follows the last stage of a pooling by the sentence."""
     rates: tuple[float, ...] = ()
     """Learning rates of which each arm's first run, of its first seed and pooling, takes the best
     for all of them; none given: that of train."""
@@ -355,6 +387,11 @@ class RunPlan:
     def learns_alone(self, stage: int) -> bool:
         return self.pooling_steps(stage) > 0
 
+    def finishes(self, stage: int) -> bool:
+        """Whether something follows the stage."""
+        last = stage == len(self.stages) - 1
+        return last and self.pooling == "sentence" and self.grid.finish.steps > 0
+
     @property
     def identity(self) -> str:
         """What the run's weights depend on; results of another are refused, not mixed.
@@ -367,7 +404,7 @@ class RunPlan:
         for name in ("seeds", "poolings", "label"):
             arm.pop(name, None)
         if self.pooling != "sentence":
-            for name in ("find", "pooling_steps"):
+            for name in ("find", "pooling_steps", "finish"):
                 grid.pop(name, None)
         own = (sorted(grid.items()), sorted(arm.items()), self.pooling, self.seed)
         return fingerprint(map(str, own))[:12]

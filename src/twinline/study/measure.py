@@ -10,12 +10,33 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..bysentence import INSIDE
+from ..loop import Record
 
 TARGETS = (0.75, 0.80, 0.85)
 """Common targets of validation Pearson."""
 SHARES = (0.90, 0.95, 0.99)
 """Of a curve's own final value."""
 COSTS = ("steps", "pairs", "tokens", "seconds", "flops")
+Curve = list[dict[str, float]]
+"""Points with ``pearson`` and the ``COSTS`` until then."""
+
+
+def point(line: Record, tokens: int, seconds: float, flops: float) -> dict[str, float]:
+    """A point of a curve."""
+    assert line.validation_pearson is not None
+    return {
+        "steps": line.step, "pairs": line.pairs, "tokens": tokens, "seconds": round(seconds, 1),
+        "flops": flops, "pearson": round(line.validation_pearson, 5),
+    }  # fmt: skip
+
+
+def joined(before: Curve, curve: Curve) -> Curve:
+    """Two curves as one: the second starts where the first ended."""
+    if not before:
+        return curve
+    costs = before[-1]
+    later = [{**p, **{name: p[name] + costs[name] for name in COSTS}} for p in curve[1:]]
+    return [*before, *later]
 
 
 def flops(config: Any, tokens: int, length: int) -> float:

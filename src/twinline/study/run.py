@@ -16,7 +16,6 @@ from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock
 
 from ..data import Pairs
@@ -25,21 +24,17 @@ from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..evaluate import far_off
 from ..files import fingerprint, read_lines, write_whole
-from ..loop import Record
 from ..machine import describe
-from ..options import LengthOptions
-from ..statistics import correlation, pearson
+from ..statistics import correlation
 from ..training import distill
-from ..training.finding import Library, learn_to_find, read_once
 from ..training.lengths import Lengths, LongSteps
+from .alone import find_stage, finish, found_lengths_of
 from .grid import NATIVE, WINDOW, EvalOptions, Grid, RunPlan
-from .measure import COSTS, flops
+from .measure import Curve, flops, joined, point
 from .workshop import SEED, Workshop
 
 CALIBRATION = 24
 """Long training texts on which int8 finds its ranges."""
-Curve = list[dict[str, float]]
-"""Points with ``pearson`` and the ``COSTS`` until then."""
 
 
 def lengths_of(plan: RunPlan, stage: int) -> Lengths:
@@ -57,36 +52,11 @@ def lengths_of(plan: RunPlan, stage: int) -> Lengths:
     return Lengths(options, plan.steps(stage), 1000 * plan.seed + stage)
 
 
-def found_lengths_of(plan: RunPlan, stage: int) -> Lengths:
-    """The lengths of the texts from which a stage's pooling learns alone, at most a window each."""
-    longest = min(plan.stages[stage], plan.kind.windows or plan.stages[stage])
-    find = plan.grid.find
-    options = LengthOptions(
-        least=min(plan.grid.lengths.least, longest), greatest=(longest,),
-        mean=find.mean, edge=find.edge,
-    )  # fmt: skip
-    return Lengths(options, plan.pooling_steps(stage), 1000 * plan.seed + stage)
-
-
 def steps_of(plan: RunPlan, lengths: Lengths, shop: Workshop) -> LongSteps:
     """The texts of a stage's steps: from the same order of pairs for every arm of a seed, in other
     prose where arms really read another length."""
-    grid = plan.grid
-    carriers = [shop.carrier(source, "train") for source in grid.train_carriers or (grid.carrier,)]
-    builders = tuple(
-        Builder(shop.train, construction, shop.tokenizer, carrier, lengths.seed)
-        for carrier in carriers
-        for construction in grid.constructions
-    )
+    builders = shop.builders(shop.train, lengths.seed)
     return LongSteps(builders, lengths, apart=plan.kind.windows is not None and plan.virtual)
-
-
-def validation_of(plan: RunPlan, stage: int, shop: Workshop) -> Pairs:
-    """What a stage's curve is of."""
-    grid = plan.grid
-    return shop.long(
-        grid.constructions[0], plan.stages[stage], grid.carrier, "validation", grid.curve_pairs
-    ).pairs
 
 
 def train_stage(
@@ -115,7 +85,7 @@ def train_stage(
         student, shop.train, teacher_scores=shop.teacher_scores() if options.alpha else None,
         twin=shop.softmax() if options.match else None,
         goals=shop.goals() if options.match else None,
-        validation=validation_of(plan, stage, shop), options=options,
+        validation=shop.curve_pairs(plan, stage), options=options,
         longer=steps_of(plan, lengths, shop), folder=work, show_progress=shop.show,
     )  # fmt: skip
     config = student.model.config
@@ -125,44 +95,6 @@ def train_stage(
         for line in run.log
         if line.validation_pearson is not None
     ]
-
-
-def find_stage(
-    plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work: Path, library: Library
-) -> Curve:
-    """Let a stage's pooling learn alone, in place. Returns: the curve, costs counted from its start
-    and those of the library among them."""
-    grid, lengths = plan.grid, found_lengths_of(plan, stage)
-    pairs = validation_of(plan, stage, shop)
-    points = 1 if plan.steps(stage) else grid.curve_points[stage]
-    reduced = torch.autocast(student.device.type, torch.bfloat16, grid.train.precision == "bf16")
-
-    def evaluate() -> float:
-        with reduced:
-            return pearson(student.score(pairs.sentence1, pairs.sentence2), pairs.unit_score)
-
-    run = learn_to_find(
-        student, library, lengths, options=grid.find, evaluate=evaluate,
-        evaluate_every=-(-lengths.steps // points), folder=work, show_progress=shop.show,
-    )  # fmt: skip
-    cost = flops(student.model.config, library.tokens, grid.find.greatest)
-    return [
-        point(
-            line, library.tokens * started, line.seconds + library.seconds * started, cost * started
-        )
-        for line in run.log
-        if line.validation_pearson is not None
-        for started in [line.step > 0]
-    ]
-
-
-def point(line: Record, tokens: int, seconds: float, flops: float) -> dict[str, float]:
-    """A point of a curve."""
-    assert line.validation_pearson is not None
-    return {
-        "steps": line.step, "pairs": line.pairs, "tokens": tokens, "seconds": round(seconds, 1),
-        "flops": flops, "pearson": round(line.validation_pearson, 5),
-    }  # fmt: skip
 
 
 @contextmanager
@@ -283,14 +215,17 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
             curve: Curve = []
             if plan.learns_alone(stage):
                 found = work / f"pooling-{length}.work"
-                library = library_of(plan, stage, student, shop, found)
-                curve = find_stage(plan, stage, student, shop, found, library)
+                curve = find_stage(plan, stage, student, shop, found)
                 if not stage and plan.grid.rates and plan.first:  # what the pilots start from
                     student.save(found / "model")
             if plan.steps(stage):
                 rate = chosen_rate(plan, shop, work, results, lines)
                 trained = work / f"stage-{length}.work"
                 own = train_stage(plan, stage, student, shop, trained, rate)
+                curve = joined(curve, own)
+            softened = None
+            if plan.finishes(stage):
+                own, softened = finish(plan, student, shop, work / "finish.work")
                 curve = joined(curve, own)
             if not stage and not lines.has({"what": "transfer"}):
                 lines.add({"what": "transfer", **cost})
@@ -299,9 +234,11 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
                     lengths_of(plan, stage) if plan.steps(stage) else found_lengths_of(plan, stage)
                 )
                 mean = round(drawn.mean)
+                told = {} if softened is None else {"softened": softened}
                 lines.add(
-                    {"what": "curve", "train_length": length, "mean_length": mean, "points": curve}
-                )
+                    {"what": "curve", "train_length": length, "mean_length": mean, **told,
+                     "points": curve}
+                )  # fmt: skip
             student.save(folder)
         left = [(name, test, key) for name, test, key in plan.wanted(stage) if not lines.has(key)]
         for name, group in groupby(left, key=itemgetter(0)):
@@ -352,25 +289,6 @@ def start_of(
         before = work / f"stage-{plan.stages[stage - 1]}"
         return Encoder(before, windows=plan.kind.windows), {}
     return shop.start(plan)
-
-
-def library_of(plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work: Path) -> Library:
-    """What a stage's pooling learns alone from."""
-    grid, lengths = plan.grid, found_lengths_of(plan, stage)
-    return read_once(
-        student, steps_of(plan, lengths, shop).builders, lengths.options.greatest[-1],
-        options=grid.find, seed=1000 * plan.seed, precision=grid.train.precision, folder=work,
-        show_progress=shop.show,
-    )  # fmt: skip
-
-
-def joined(before: Curve, curve: Curve) -> Curve:
-    """Two curves as one: the second starts where the first ended."""
-    if not before:
-        return curve
-    costs = before[-1]
-    later = [{**p, **{name: p[name] + costs[name] for name in COSTS}} for p in curve[1:]]
-    return [*before, *later]
 
 
 def complete(plan: RunPlan, file: Path) -> bool:

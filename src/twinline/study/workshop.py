@@ -14,7 +14,7 @@ from torch import Tensor
 from ..conversion import convert, learns, transfer
 from ..data import Pairs, load, load_texts
 from ..data.carriers import load_carrier
-from ..data.long import LongPairs, long_pairs
+from ..data.long import Builder, LongPairs, long_pairs
 from ..encoder import Encoder
 from ..files import fingerprint, read_lines, whole_file, write_whole
 from ..loop import Run
@@ -22,7 +22,7 @@ from ..recipe import chosen
 from ..teacher import Teacher
 from ..training import distill, teach
 from ..training.distill import twin_vectors
-from .grid import Grid, RunPlan
+from .grid import FinishOptions, Grid, RunPlan
 from .measure import flops
 
 SHORT = 32
@@ -53,6 +53,35 @@ class Workshop:
 
     def _carrier(self, source: str, split: str) -> Any:
         return load_carrier(source, split, self.tokenizer)
+
+    def builders(self, pairs: Pairs, seed: int) -> tuple[Builder, ...]:
+        """What long texts of training are made by: every construction in every prose."""
+        grid = self.grid
+        return tuple(
+            Builder(pairs, construction, self.tokenizer, self.carrier(name, "train"), seed)
+            for name in grid.train_carriers or (grid.carrier,)
+            for construction in grid.constructions
+        )
+
+    def planted(self, options: FinishOptions) -> Pairs:
+        """Training pairs, and beside them pairs of other texts, whose scores nobody knows."""
+        draw = np.random.default_rng(SEED)
+        own = self.train.select(draw.permutation(len(self.train))[: options.find.pairs])
+        first, second = list(own.sentence1), list(own.sentence2)
+        for name in options.sources:
+            texts = sorted(set(load(name, "train", need_score=False).sentence2))
+            order = draw.permutation(len(texts))[: 2 * options.planted].tolist()
+            half = len(order) // 2
+            first += [texts[i] for i in order[:half]]
+            second += [texts[i] for i in order[half : 2 * half]]
+        return replace(own, sentence1=first, sentence2=second, score=None, scale=None)
+
+    def curve_pairs(self, plan: RunPlan, stage: int) -> Pairs:
+        """What a stage's curve is of."""
+        grid = self.grid
+        return self.long(
+            grid.constructions[0], plan.stages[stage], grid.carrier, "validation", grid.curve_pairs
+        ).pairs
 
     def teacher(self) -> Teacher:
         """The cross-encoder and the softmax twin on the labels, averaged."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..batching import budget_batches, pad
-from ..bysentence import SentencePooling
+from ..bysentence import SentenceAttention, SentencePooling
+from ..data import Pairs
 from ..data.long import Builder, TooLongError
 from ..encoder import Encoder
 from ..errors import TwinlineError
@@ -31,7 +33,9 @@ from ..files import fingerprint
 from ..loop import Batch, Run, deciding, held, train
 from ..options import FindOptions, LoopOptions
 from ..progress import Progress
+from ..statistics import pearson
 from ..stca import Sentences
+from ..windows import averages, cut
 from .lengths import Lengths
 from .losses import overlooked
 
@@ -143,18 +147,11 @@ def read_once(
     short: dict[int, tuple[Kept, int, Document]] = {}
     stretches: dict[int, Kept] = {}
     tokens = 0
-    for i, count, (row, states, real, looked) in reader(every, ""):
+    for i, count, kept, number in reader.kept(student.tokenize(every)[0]):
         tokens += count
-        part = slice(row, row + 1), slice(count)
-        number = looked.number[part]
-        begins = torch.diff(number, dim=1, prepend=number[:, :1] - 1) > 0
-        read = Sentences.of(states[-1][part], begins, real[part], looked.emphasis[part])
-        sizes = torch.bincount(number[0])
-        means = looked.means[row, : len(sizes)].bfloat16().cpu()
-        kept = Kept(means, read.means[0].bfloat16().cpu(), sizes.cpu())
         if i < len(texts):
             # The last token of what counts: a sentence before may go on into it, or it into prose.
-            short[i] = kept, int(number[0, texts[i].span[1] - 1]), texts[i].document
+            short[i] = kept, int(number[texts[i].span[1] - 1]), texts[i].document
         else:
             stretches[i] = kept
     of: dict[Document, list[Kept]] = defaultdict(list)
@@ -220,6 +217,55 @@ def learn_to_find(
         )  # fmt: skip
     student.eval()
     return run
+
+
+def soften(
+    student: Encoder,
+    pairs: Pairs,
+    factors: Sequence[float],
+    *,
+    precision: str = "fp32",
+    show_progress: bool | None = None,
+) -> float:
+    """Scale the sharpness of the last look for a sentence by the factor that reads pairs best.
+
+    Of sentences and prose that it never saw a pooling is too sure: a text's vector is then another
+    sentence's, where a share of the right one would say something (temperature scaling, arXiv
+    1706.04599; chosen here by Pearson correlation and not by likelihood).
+
+    Args:
+        pairs: long ones with scores, read once; other than those that it learned from.
+        factors: what is tried.
+    Returns: the best of the factors.
+    """
+    pool = pooling_of(student)
+    ids = student.tokenize([*pairs.sentence1, *pairs.sentence2])[0]
+    owner = torch.arange(len(ids))
+    if student.windows is not None:
+        ids, owner = cut(ids, student.windows, set(student.tokenizer.all_special_ids))
+    reader = Reader(student, precision, show_progress)
+    kept = {i: one for i, _, one, _ in reader.kept(ids)}
+    last = pool.layers[-1]
+    assert isinstance(last, SentenceAttention)
+    sharpness = last.sharpness
+    own, found = sharpness.detach().clone(), {}
+    with torch.no_grad():
+        for factor in factors:
+            sharpness.copy_(own * factor)
+            vectors = torch.cat([vector_of(pool, kept[i]) for i in range(len(ids))])
+            u, v = averages(vectors, owner).unflatten(0, (2, -1))
+            found[factor] = pearson(F.cosine_similarity(u, v).numpy(), pairs.unit_score)
+        best = max(found, key=lambda factor: found[factor])
+        sharpness.copy_(own * best)
+    return best
+
+
+def vector_of(pool: SentencePooling, kept: Kept) -> Tensor:
+    """(1, width), of a text by its sentences."""
+    device = pool.target.device
+    looked, read, sizes = (x[None].to(device) for x in (kept.looked, kept.read, kept.sizes))
+    made: Tensor = pool((read.float(),), sizes, Sentences.kept(looked.float(), sizes))[0].cpu()
+    return made
 
 
 def loop(rate: float, steps: int, seed: int, workers: int, evaluate_every: int = 0) -> LoopOptions:
@@ -288,11 +334,23 @@ class Reader:
     precision: str
     show: bool | None
 
-    def __call__(self, texts: list[str], part: str) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
+    def kept(self, ids: list[list[int]]) -> Iterator[tuple[int, int, Kept, Tensor]]:
+        """Of each text its number, its tokens, its sentences, and which one each token is of."""
+        for i, count, (row, states, real, looked) in self(ids, ""):
+            part = slice(row, row + 1), slice(count)
+            number = looked.number[part]
+            begins = torch.diff(number, dim=1, prepend=number[:, :1] - 1) > 0
+            read = Sentences.of(states[-1][part], begins, real[part], looked.emphasis[part])
+            sizes = torch.bincount(number[0])
+            means = looked.means[row, : len(sizes)].bfloat16().cpu()
+            yield i, count, Kept(means, read.means[0].bfloat16().cpu(), sizes.cpu()), number[0]
+
+    def __call__(
+        self, ids: list[list[int]], part: str
+    ) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
         """Of each text its number, how many tokens it has, and what the pooling (``part`` "") or
         that part of it was given, batch by batch in any order."""
         model = self.student.model
-        ids = self.student.tokenize(texts)[0]
         heard: list[Any] = []
         module = pooling_of(self.student).get_submodule(part)
         # A copy: a layer may write over what the one before it made.
@@ -332,7 +390,8 @@ def learn_shares(
     tokens = 0
     kept: list[tuple[Tensor, Tensor]] = []
     draw = np.random.default_rng((seed, 4))
-    for i, count, (row, states, starts, _) in reader([one.text for one in chosen], "within"):
+    ids = reader.student.tokenize([one.text for one in chosen])[0]
+    for i, count, (row, states, starts, _) in reader(ids, "within"):
         tokens += count
         number = starts[row, :count].long().cumsum(0)
         start, end = chosen[i].span

@@ -1,0 +1,99 @@
+"""What a pooling by the sentence learns alone in a study: before a stage, and after the last."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..encoder import Encoder
+from ..options import FindOptions, LengthOptions
+from ..statistics import pearson
+from ..training.finding import Library, learn_to_find, read_once, soften
+from ..training.lengths import Lengths
+from .grid import RunPlan
+from .measure import Curve, flops, point
+from .workshop import Workshop
+
+
+def found_lengths_of(plan: RunPlan, stage: int) -> Lengths:
+    """The lengths of the texts from which a stage's pooling learns alone, at most a window each."""
+    return drawn(plan, stage, plan.grid.find, plan.pooling_steps(stage))
+
+
+def drawn(plan: RunPlan, stage: int, find: FindOptions, steps: int) -> Lengths:
+    longest = min(plan.stages[stage], plan.kind.windows or plan.stages[stage])
+    options = LengthOptions(
+        least=min(plan.grid.lengths.least, longest), greatest=(longest,),
+        mean=find.mean, edge=find.edge,
+    )  # fmt: skip
+    return Lengths(options, steps, 1000 * plan.seed + stage)
+
+
+def find_stage(plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work: Path) -> Curve:
+    """Let a stage's pooling learn alone, in place. Returns: the curve, costs counted from its start
+    and those of what was read once among them."""
+    lengths, find = found_lengths_of(plan, stage), plan.grid.find
+    library = read_once(
+        student, shop.builders(shop.train, lengths.seed), lengths.options.greatest[-1],
+        options=find, seed=1000 * plan.seed, precision=plan.grid.train.precision, folder=work,
+        show_progress=shop.show,
+    )  # fmt: skip
+    points = 1 if plan.steps(stage) else plan.grid.curve_points[stage]
+    return learned(plan, stage, student, shop, work, library, lengths, find, points)
+
+
+def finish(
+    plan: RunPlan, student: Encoder, shop: Workshop, work: Path
+) -> tuple[Curve, float | None]:
+    """Let the pooling learn alone once more, from more than training's sentences, and soften it.
+
+    Returns: the curve, as ``find_stage``'s (it ends before it is softened), and by what factor.
+    """
+    stage, options = len(plan.stages) - 1, plan.grid.finish
+    lengths = drawn(plan, stage, options.find, options.steps)
+    pairs = shop.planted(options)
+    library = read_once(
+        student, shop.builders(pairs, lengths.seed), lengths.options.greatest[-1],
+        options=replace(options.find, pairs=len(pairs)), seed=1000 * plan.seed,
+        precision=plan.grid.train.precision, folder=work, show_progress=shop.show,
+    )  # fmt: skip
+    curve = learned(plan, stage, student, shop, work, library, lengths, options.find, 1)
+    if not options.soften:
+        return curve, None
+    chosen_on = shop.long(
+        "context", plan.stages[-1], plan.grid.carrier, "validation", options.pairs
+    ).pairs
+    factor = soften(
+        student, chosen_on, options.soften, precision=plan.grid.train.precision,
+        show_progress=shop.show,
+    )  # fmt: skip
+    return curve, factor
+
+
+def learned(
+    plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work: Path, library: Library,
+    lengths: Lengths, find: FindOptions, points: int,
+) -> Curve:  # fmt: skip
+    """Train on the library, and evaluate at the start and ``points`` times."""
+    grid, pairs = plan.grid, shop.curve_pairs(plan, stage)
+    reduced = torch.autocast(student.device.type, torch.bfloat16, grid.train.precision == "bf16")
+
+    def evaluate() -> float:
+        with reduced:
+            return pearson(student.score(pairs.sentence1, pairs.sentence2), pairs.unit_score)
+
+    run = learn_to_find(
+        student, library, lengths, options=find, evaluate=evaluate,
+        evaluate_every=-(-lengths.steps // points), folder=work, show_progress=shop.show,
+    )  # fmt: skip
+    cost = flops(student.model.config, library.tokens, find.greatest)
+    return [
+        point(
+            line, library.tokens * started, line.seconds + library.seconds * started, cost * started
+        )
+        for line in run.log
+        if line.validation_pearson is not None
+        for started in [line.step > 0]
+    ]
