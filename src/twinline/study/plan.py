@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..files import read_lines
 from ..machine import keep_memory
+from ..options import FindOptions
 from ..training.lengths import Lengths
 from .grid import Grid, RunPlan, read_grid
 from .run import complete, lengths_of, run_one, run_yardstick
@@ -73,9 +74,14 @@ def estimate(plan: RunPlan, speed: Speed, pairs: dict[str, int]) -> Estimate:
     for stage, length in enumerate(plan.stages):
         if plan.steps(stage):
             training += tokens_of(plan, lengths_of(plan, stage))
+        # Without a way back through the encoder.
         if plan.learns_alone(stage):
-            find = plan.grid.find  # without a way back through the encoder
-            training += (find.pairs * (find.least + find.greatest) + find.prose) // 3
+            training += read_once(plan.grid.find) // 3
+        if plan.finishes(stage):
+            last = plan.grid.finish
+            other = last.planted * len(last.sources)
+            training += read_once(replace(last.find, pairs=last.find.pairs + other)) // 3
+            testing += 2 * last.pairs * length * bool(last.soften)
         for split, name, test in plan.tests(last=stage == len(plan.stages) - 1):
             count = min(test.pairs or pairs[split], pairs[split])
             cut = 512 if name == "softmax-cut512" else max(*test.lengths, 20)
@@ -87,6 +93,11 @@ def estimate(plan: RunPlan, speed: Speed, pairs: dict[str, int]) -> Estimate:
         first = training * plan.grid.pilot // steps
         training += len(plan.grid.rates) * first
     return Estimate(plan, training, testing, training / speed.training + testing / speed.encoding)
+
+
+def read_once(find: FindOptions) -> int:
+    """Tokens that a pooling learns alone from."""
+    return find.pairs * (find.least + find.greatest) + find.prose
 
 
 def tokens_of(plan: RunPlan, lengths: Lengths) -> int:
