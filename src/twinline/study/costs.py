@@ -46,7 +46,7 @@ def curve_part(table: Table) -> dict[str, Any]:
                "the earlier stages in all of them. The teacher is not, it is the same for all; nor "
                "are pilots, which choose a learning rate. ≤: it was there already where its stage "
                "started. The grid says how the rate is scheduled.",
-               transfers(table)],
+               *filter(None, (transfers(table), softened(table)))],
     )  # fmt: skip
 
 
@@ -75,6 +75,19 @@ def transfers(table: Table) -> str:
         for arm, line in found.items() if line["transfer_tokens"]
     )  # fmt: skip
     return f"Attention transfer by itself: {told or 'none'}."
+
+
+def softened(table: Table) -> str:
+    """By what each run's pooling was softened, in words."""
+    told = ", ".join(
+        f"{lines[0]['run']} {line['softened']:g}"
+        for lines in table.runs for line in lines
+        if line["what"] == "curve" and line.get("softened") is not None
+    )  # fmt: skip
+    return told and (
+        "Behind the end of its curve the sharpness of a pooling by the sentence was multiplied by "
+        f"what reads validation best: {told}."
+    )
 
 
 def growth_part(table: Table) -> dict[str, Any] | None:
