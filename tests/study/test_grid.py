@@ -36,6 +36,7 @@ def grid_file(folder: Path, text: str) -> Path:
             "learns nothing there",
         ),
         ("arms: [{name: hybrid, poolings: [sentence]}]", "set its model's sentences to true"),
+        ("finish: {steps: 9, keep: 1.5}", "finish: keep must be at least 0 and below 1"),
         ("finish: {soften: [0.5]}", "finish: .*needs steps"),
         ("finish: {steps: 9, sources: [mnly]}", "finish: sources must be among .*not 'mnly'"),
         ("finish: {steps: 9, soften: [1]}", "soften must be a list of floats"),

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from twinline.cli import main
 from twinline.errors import TwinlineError
 from twinline.files import read_lines
 from twinline.study import run as run_module
+from twinline.study.alone import finish, validated
 from twinline.study.answer import conclusion, overview
 from twinline.study.grid import NATIVE, read_grid
 from twinline.study.plan import run_grid
@@ -32,6 +34,7 @@ from twinline.study.table import (
     unpacked,
 )
 from twinline.study.workshop import Workshop
+from twinline.training.finding import pooling_of
 
 GRID = """
 name: tiny
@@ -54,6 +57,7 @@ finish:
   find: {{pairs: 10, least: 32, greatest: 48, prose: 500, texts: 4}}
   sources: [builtin]
   planted: 5
+  keep: 0.5
   soften: [0.5, 0.25]
   pairs: 6
 steps: [{steps}, 2]
@@ -130,6 +134,26 @@ def test_what_finishes_a_run_is_told_where_something_does(finished: Path) -> Non
     assert costs == sorted(set(costs))
     assert len(costs) == 3
     assert [point["steps"] for point in curves[128]["points"]] == [0, 2, 4]
+
+
+def test_finishing_takes_the_pooling_part_of_the_way_back(finished: Path, tmp_path: Path) -> None:
+    grid = read_grid(finished / "grid.yaml")
+    trained: dict[float, dict[str, Any]] = {}
+    for keep in (0.0, 0.25):
+        there = replace(grid, finish=replace(grid.finish, keep=keep, soften=()))
+        plan = next(run for run in there.runs() if run.key == "hybrid-sentence-0")
+        shop = Workshop(there, finished / "work")
+        student, _ = shop.start(plan)
+        before = {k: v.clone() for k, v in pooling_of(student).state_dict().items()}
+        curve, factor = finish(plan, student, shop, tmp_path / str(keep))
+        assert factor is None
+        assert curve[-1]["pearson"] == round(validated(plan, 1, student, shop), 5)
+        trained[keep] = pooling_of(student).state_dict()
+    moved = [k for k in before if not trained[0.0][k].equal(before[k])]
+    assert moved
+    for name in moved:
+        wanted = 0.75 * trained[0.0][name] + 0.25 * before[name]
+        torch.testing.assert_close(trained[0.25][name], wanted)
 
 
 def test_other_texts_are_planted_beside_the_training_pairs(
@@ -330,7 +354,7 @@ def test_the_report_is_one_page_and_the_rows(
     assert "src=" not in page  # nothing is loaded from elsewhere
     for told in ("Convergence", "hybrid", "not reached", "<svg", "Laws of length and of training",
                  "Mean length against cost", "What is kept", "Learning rates, chosen",
-                 "multiplied by what reads validation best: hybrid-sentence-0 0.",
+                 "multiplied by what reads validation best: hybrid-sentence-0",
                  "twinline study report tiny"):  # fmt: skip
         assert told in page
     rows = json.loads((results / "tiny.json").read_text())

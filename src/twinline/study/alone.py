@@ -10,7 +10,7 @@ import torch
 from ..encoder import Encoder
 from ..options import FindOptions, LengthOptions
 from ..statistics import pearson
-from ..training.finding import Library, learn_to_find, read_once, soften
+from ..training.finding import Library, learn_to_find, pooling_of, read_once, soften
 from ..training.lengths import Lengths
 from .grid import RunPlan
 from .measure import Curve, flops, point
@@ -47,11 +47,15 @@ def find_stage(plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work
 def finish(
     plan: RunPlan, student: Encoder, shop: Workshop, work: Path
 ) -> tuple[Curve, float | None]:
-    """Let the pooling learn alone once more, from more than training's sentences, and soften it.
+    """Let the pooling learn alone once more, from more than training's sentences; take it halfway
+    back, or as far as the grid says, to what it was; and soften it.
 
-    Returns: the curve, as ``find_stage``'s (it ends before it is softened), and by what factor.
+    Returns: the curve, as ``find_stage``'s (its last point is of what comes out), and by what
+    factor it was softened.
     """
     stage, options = len(plan.stages) - 1, plan.grid.finish
+    pool = pooling_of(student)
+    before = {name: weight.clone() for name, weight in pool.state_dict().items()}
     lengths = drawn(plan, stage, options.find, options.steps)
     pairs = shop.planted(options)
     library = read_once(
@@ -60,15 +64,18 @@ def finish(
         precision=plan.grid.train.precision, folder=work, show_progress=shop.show,
     )  # fmt: skip
     curve = learned(plan, stage, student, shop, work, library, lengths, options.find, 1)
-    if not options.soften:
-        return curve, None
-    chosen_on = shop.long(
-        "context", plan.stages[-1], plan.grid.carrier, "validation", options.pairs
-    ).pairs
-    factor = soften(
-        student, chosen_on, options.soften, precision=plan.grid.train.precision,
-        show_progress=shop.show,
-    )  # fmt: skip
+    after = pool.state_dict()
+    pool.load_state_dict({name: after[name].lerp(before[name], options.keep) for name in after})
+    factor = None
+    if options.soften:
+        chosen_on = shop.long(
+            "context", plan.stages[-1], plan.grid.carrier, "validation", options.pairs
+        ).pairs
+        factor = soften(
+            student, chosen_on, options.soften, precision=plan.grid.train.precision,
+            show_progress=shop.show,
+        )  # fmt: skip
+    curve[-1]["pearson"] = round(validated(plan, stage, student, shop), 5)
     return curve, factor
 
 
@@ -77,15 +84,9 @@ def learned(
     lengths: Lengths, find: FindOptions, points: int,
 ) -> Curve:  # fmt: skip
     """Train on the library, and evaluate at the start and ``points`` times."""
-    grid, pairs = plan.grid, shop.curve_pairs(plan, stage)
-    reduced = torch.autocast(student.device.type, torch.bfloat16, grid.train.precision == "bf16")
-
-    def evaluate() -> float:
-        with reduced:
-            return pearson(student.score(pairs.sentence1, pairs.sentence2), pairs.unit_score)
-
     run = learn_to_find(
-        student, library, lengths, options=find, evaluate=evaluate,
+        student, library, lengths, options=find,
+        evaluate=lambda: validated(plan, stage, student, shop),
         evaluate_every=-(-lengths.steps // points), folder=work, show_progress=shop.show,
     )  # fmt: skip
     cost = flops(student.model.config, library.tokens, find.greatest)
@@ -97,3 +98,10 @@ def learned(
         if line.validation_pearson is not None
         for started in [line.step > 0]
     ]
+
+
+def validated(plan: RunPlan, stage: int, student: Encoder, shop: Workshop) -> float:
+    """Pearson of a stage's curve."""
+    pairs, half = shop.curve_pairs(plan, stage), plan.grid.train.precision == "bf16"
+    with torch.autocast(student.device.type, torch.bfloat16, enabled=half):
+        return pearson(student.score(pairs.sentence1, pairs.sentence2), pairs.unit_score)

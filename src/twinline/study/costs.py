@@ -85,8 +85,8 @@ def softened(table: Table) -> str:
         if line["what"] == "curve" and line.get("softened") is not None
     )  # fmt: skip
     return told and (
-        "Behind the end of its curve the sharpness of a pooling by the sentence was multiplied by "
-        f"what reads validation best: {told}."
+        "At the end of its curve the sharpness of a pooling by the sentence was multiplied by what "
+        f"reads validation best: {told}."
     )
 
 

@@ -167,6 +167,8 @@ class FinishOptions:
     for is told by more than the study's own sentences."""
     planted: int = 2000
     """Pairs that are made of each of them; their scores are never known."""
+    keep: float = 0.0
+    """Share of the pooling's weights that is taken from before (arXiv 2109.01903)."""
     soften: tuple[float, ...] = ()
     """Factors of the pooling's sharpness, of which every run takes the best on validation
     (temperature scaling, arXiv 1706.04599); none given: it stays."""
@@ -177,6 +179,8 @@ class FinishOptions:
         at_least(self, 0, "steps")
         at_least(self, 1, "planted")
         at_least(self, 2, "pairs")
+        if not 0 <= self.keep < 1:
+            raise TwinlineError(f"keep must be at least 0 and below 1, not {self.keep}.")
         numbers("soften", self.soften, float)
         for name in self.sources:
             source("sources", name, (*TASKS, "builtin"))
