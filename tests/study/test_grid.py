@@ -37,6 +37,7 @@ def grid_file(folder: Path, text: str) -> Path:
         ),
         ("arms: [{name: hybrid, poolings: [sentence]}]", "set its model's sentences to true"),
         ("finish: {steps: 9, keep: 1.5}", "finish: keep must be at least 0 and below 1"),
+        ("finish: {keep: 0.5}", "finish: .*needs steps"),
         ("finish: {soften: [0.5]}", "finish: .*needs steps"),
         ("finish: {steps: 9, sources: [mnly]}", "finish: sources must be among .*not 'mnly'"),
         ("finish: {steps: 9, soften: [1]}", "soften must be a list of floats"),

@@ -156,9 +156,7 @@ def test_finishing_takes_the_pooling_part_of_the_way_back(finished: Path, tmp_pa
         torch.testing.assert_close(trained[0.25][name], wanted)
 
 
-def test_other_texts_are_planted_beside_the_training_pairs(
-    finished: Path, tmp_path: Path, tiny_bert: Path
-) -> None:
+def test_other_texts_are_planted_beside_the_training_pairs(finished: Path, tmp_path: Path) -> None:
     shop = Workshop(read_grid(finished / "grid.yaml"), finished / "work")
     own = {*shop.train.sentence1, *shop.train.sentence2}
     other = tmp_path / "other.csv"

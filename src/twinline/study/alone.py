@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
+from ..data import Pairs
 from ..encoder import Encoder
 from ..options import FindOptions, LengthOptions
 from ..statistics import pearson
-from ..training.finding import Library, learn_to_find, pooling_of, read_once, soften
+from ..training.finding import learn_to_find, pooling_of, read_once, soften
 from ..training.lengths import Lengths
 from .grid import RunPlan
 from .measure import Curve, flops, point
@@ -34,21 +35,16 @@ def drawn(plan: RunPlan, stage: int, find: FindOptions, steps: int) -> Lengths:
 def find_stage(plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work: Path) -> Curve:
     """Let a stage's pooling learn alone, in place. Returns: the curve, costs counted from its start
     and those of what was read once among them."""
-    lengths, find = found_lengths_of(plan, stage), plan.grid.find
-    library = read_once(
-        student, shop.builders(shop.train, lengths.seed), lengths.options.greatest[-1],
-        options=find, seed=1000 * plan.seed, precision=plan.grid.train.precision, folder=work,
-        show_progress=shop.show,
-    )  # fmt: skip
     points = 1 if plan.steps(stage) else plan.grid.curve_points[stage]
-    return learned(plan, stage, student, shop, work, library, lengths, find, points)
+    lengths = found_lengths_of(plan, stage)
+    return learned(plan, stage, student, shop, work, shop.train, plan.grid.find, lengths, points)
 
 
 def finish(
     plan: RunPlan, student: Encoder, shop: Workshop, work: Path
 ) -> tuple[Curve, float | None]:
-    """Let the pooling learn alone once more, from more than training's sentences; take it halfway
-    back, or as far as the grid says, to what it was; and soften it.
+    """Let the pooling learn alone once more, from more than training's sentences; take it part of
+    the way back to what it was; and soften it.
 
     Returns: the curve, as ``find_stage``'s (its last point is of what comes out), and by what
     factor it was softened.
@@ -56,14 +52,10 @@ def finish(
     stage, options = len(plan.stages) - 1, plan.grid.finish
     pool = pooling_of(student)
     before = {name: weight.clone() for name, weight in pool.state_dict().items()}
-    lengths = drawn(plan, stage, options.find, options.steps)
     pairs = shop.planted(options)
-    library = read_once(
-        student, shop.builders(pairs, lengths.seed), lengths.options.greatest[-1],
-        options=replace(options.find, pairs=len(pairs)), seed=1000 * plan.seed,
-        precision=plan.grid.train.precision, folder=work, show_progress=shop.show,
-    )  # fmt: skip
-    curve = learned(plan, stage, student, shop, work, library, lengths, options.find, 1)
+    find = replace(options.find, pairs=len(pairs))
+    lengths = drawn(plan, stage, find, options.steps)
+    curve = learned(plan, stage, student, shop, work, pairs, find, lengths, 1)
     after = pool.state_dict()
     pool.load_state_dict({name: after[name].lerp(before[name], options.keep) for name in after})
     factor = None
@@ -80,10 +72,15 @@ def finish(
 
 
 def learned(
-    plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work: Path, library: Library,
-    lengths: Lengths, find: FindOptions, points: int,
+    plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work: Path, pairs: Pairs,
+    find: FindOptions, lengths: Lengths, points: int,
 ) -> Curve:  # fmt: skip
-    """Train on the library, and evaluate at the start and ``points`` times."""
+    """Read what the pooling learns from, and train it: evaluated at the start and ``points`` times."""
+    library = read_once(
+        student, shop.builders(pairs, lengths.seed), lengths.options.greatest[-1], options=find,
+        seed=1000 * plan.seed, precision=plan.grid.train.precision, folder=work,
+        show_progress=shop.show,
+    )  # fmt: skip
     run = learn_to_find(
         student, library, lengths, options=find,
         evaluate=lambda: validated(plan, stage, student, shop),

@@ -184,7 +184,7 @@ class FinishOptions:
         numbers("soften", self.soften, float)
         for name in self.sources:
             source("sources", name, (*TASKS, "builtin"))
-        if (self.sources or self.soften) and not self.steps:
+        if (self.sources or self.soften or self.keep) and not self.steps:
             raise TwinlineError("What finishes a run needs steps, in which the pooling learns.")
 
 
