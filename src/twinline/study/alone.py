@@ -75,7 +75,7 @@ def learned(
     plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work: Path, pairs: Pairs,
     find: FindOptions, lengths: Lengths, points: int,
 ) -> Curve:  # fmt: skip
-    """Read what the pooling learns from, and train it: evaluated at the start and ``points`` times."""
+    """Read what the pooling learns from, and train it; ``points`` evaluations after the first."""
     library = read_once(
         student, shop.builders(pairs, lengths.seed), lengths.options.greatest[-1], options=find,
         seed=1000 * plan.seed, precision=plan.grid.train.precision, folder=work,
