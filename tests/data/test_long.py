@@ -140,6 +140,11 @@ def test_repeat_and_composite(tokenizer: Any, carrier: Carrier) -> None:
     made = Builder(PAIRS, "repeat", tokenizer, None).pair(0, 200)
     assert made.text1.count(PAIRS.sentence1[0]) >= 5
     assert set(made.text1.split()) <= {*PAIRS.sentence1[0].split(), "."}
+    start, end = made.spans[0]  # what counts are the whole copies
+    size = len(token_ids(tokenizer, [PAIRS.sentence1[0]])[0]) - 2
+    assert start == 1
+    assert 0 < 199 - end < size
+    assert (end - start) % size == 0
     builder = Builder(PAIRS, "composite", tokenizer, carrier)
     whole = builder.pair(0, 600)
     rows = [r for r in range(40) if PAIRS.sentence1[r] in whole.text1]

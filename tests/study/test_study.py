@@ -15,7 +15,7 @@ from twinline.files import read_lines
 from twinline.study import run as run_module
 from twinline.study.alone import finish, validated
 from twinline.study.answer import conclusion, overview
-from twinline.study.grid import NATIVE, read_grid
+from twinline.study.grid import NATIVE, read_grid, trained_as
 from twinline.study.plan import run_grid
 from twinline.study.report import make
 from twinline.study.run import packed
@@ -301,6 +301,20 @@ def test_what_is_kept_is_a_share_of_the_yardsticks_own_pairs(finished: Path) -> 
     assert gap.value == pytest.approx(row["pearson"] - alone.pearson(every), abs=1e-3)
 
 
+def test_hybrid_without_its_branch_is_a_student_of_its_own(finished: Path) -> None:
+    table = Table.read(finished / "results" / "tiny")
+    better = [
+        [{**line, "pearson": 0.99} if line.get("arm") == "hybrid-off" else line for line in lines]
+        for lines in table.runs
+    ]
+    other = replace(table, runs=better)
+    assert (chosen_student(other) or ("",))[0] == "hybrid-off"
+    said = conclusion(other)
+    assert "hybrid-off (hybrid with its linear branch switched off" in said[0]
+    assert "less hybrid-off" in said[1] or "not finished" in said[1]
+    assert "hybrid " in said[2]
+
+
 def test_the_answer_says_what_each_sentence_rests_on(finished: Path) -> None:
     table = Table.read(finished / "results" / "tiny")
     arm = (chosen_student(table) or ("",))[0]
@@ -308,7 +322,8 @@ def test_the_answer_says_what_each_sentence_rests_on(finished: Path) -> None:
     assert said[0].startswith(f"Best linear-time student (chosen on validation): {arm}")
     assert "linear by itself" in said[1]
     assert "until 0.80 on validation" in said[2]
-    assert f"{arm} never" in said[2] or f"{arm} " in said[2]
+    trained = trained_as(arm)  # hybrid-off has no curve of its own
+    assert f"{trained} never" in said[2] or f"{trained} " in said[2]
     off = [one for one in said if "by switching it off" in one]
     assert len(off) == 1
     assert "context, " in off[0]

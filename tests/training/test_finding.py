@@ -84,13 +84,49 @@ def test_texts_are_made_longer_by_prose_of_their_own_document(
     draw = np.random.default_rng(0)
     for length in (30, 90, 200):
         for _ in range(20):
-            made, place = library.text(length, draw)
+            made, (place, end) = library.text(length, draw)
+            assert end == place + 1
             # What counts is one of the sentences that were read in a short text.
             assert any(
                 bool((made.looked[place] == kept.looked[own]).all())
-                for kept, own, _ in library.texts
+                for kept, (own, _), _ in library.texts
             )
             assert length - 20 < made.tokens <= max(length, 48)
+
+
+def test_a_sentence_over_and_over_counts_but_for_the_copy_that_is_cut(
+    builders: tuple[Builder, ...],
+) -> None:
+    pairs = builders[0].pairs
+    stopped = replace(
+        pairs, sentence1=[f"{text}." for text in pairs.sentence1],
+        sentence2=[f"{text}." for text in pairs.sentence2],
+    )  # fmt: skip
+    repeat = Builder(stopped, "repeat", builders[0].tokenizer, None)
+    encoder = student()
+    library = read(encoder, (replaced(builders[0], stopped), repeat))
+    again = [one for one in library.texts if one[2] is None]
+    assert len(again) == OPTIONS.pairs  # half of the pairs, two texts each
+    only = replace(library, texts=again)
+    draw = np.random.default_rng(0)
+    for length in (30, 90, 200):
+        made, (first, end) = only.text(length, draw)
+        assert first == 0
+        assert end in (len(made.sizes) - 1, len(made.sizes))  # no copy is cut that comes out even
+        assert length - 48 < made.tokens <= max(length, 48)
+        assert len(made.read.float().unique(dim=0)) <= 4  # copies of those that were read
+    learn_to_find(encoder, library, LENGTHS, options=OPTIONS)
+    pair = repeat.pair(3, 160)
+    with torch.no_grad():
+        weights = encoder.read(encoder.tokenize([pair.text1])[0]).weights[-1].mean(dim=1)
+    start, stop = pair.spans[0]
+    assert stop < 156
+    cut = weights[0, stop:].sum() / (len(weights[0]) - stop)
+    assert cut < weights[0, start:stop].mean() / 2  # of each token
+
+
+def replaced(builder: Builder, pairs: Pairs) -> Builder:
+    return Builder(pairs, builder.construction, builder.tokenizer, builder.carrier)
 
 
 def test_a_stopped_one_goes_on(builders: tuple[Builder, ...], tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class LongPair:
     place2: float
     spans: tuple[tuple[int, int], tuple[int, int]]
     """Of each text the first token of what counts, and the one behind its last, special tokens
-    counted; of a composite the first sentence's. (0, length) where all counts."""
+    counted; of a composite the first sentence's, of ``repeat`` all copies that are whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +118,10 @@ class Builder:
         score = float("nan") if pair.score is None else float(pair.score[row])
         sides = [pair.sentence1[row], pair.sentence2[row]]
         if self.construction == "repeat":
-            first, second = (self.fill(sentence, row, room) for sentence in sides)
-            return LongPair(first, second, score, 0.0, 0.0, ((0, length), (0, length)))
+            (first, whole1), (second, whole2) = (self.fill(one, row, room) for one in sides)
+            start = self.special // 2
+            spans = (start, start + whole1), (start, start + whole2)
+            return LongPair(first, second, score, 0.0, 0.0, spans)
         assert self.carrier is not None
         # Drawn by the pair, so that both sides share it where the construction says so.
         documents = self.carrier.sides(draw, room + SPARE)
@@ -305,13 +307,13 @@ class Builder:
                 break
         return " ".join([*taken, *["."] * tokens])
 
-    def fill(self, sentence: str, row: int, room: int) -> str:
-        """The sentence over and over, the last time cut at a word."""
+    def fill(self, sentence: str, row: int, room: int) -> tuple[str, int]:
+        """The sentence over and over, the last time cut at a word, and the whole copies' tokens."""
         size = token_counts(self.tokenizer, [sentence])[0]
         if size > room:
             raise self.too_long(row, size, room)
         if not size:
-            return " ".join(["."] * room)
+            return " ".join(["."] * room), room
         adjust = 0
         for _ in range(TRIES):
             times, left = divmod(room + adjust, size)
@@ -320,7 +322,7 @@ class Builder:
                 text += " " + self.cut(sentence.split(), left)
             got = len(token_ids(self.tokenizer, [text])[0]) - self.special
             if got == room:
-                return text
+                return text, min(times * size, room)
             adjust += room - got
         raise self.inexact(row, room)
 

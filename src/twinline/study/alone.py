@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..data import Pairs
+from ..data.long import Builder
 from ..encoder import Encoder
 from ..options import FindOptions, LengthOptions
 from ..statistics import pearson
@@ -37,7 +37,8 @@ def find_stage(plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work
     and those of what was read once among them."""
     points = 1 if plan.steps(stage) else plan.grid.curve_points[stage]
     lengths = found_lengths_of(plan, stage)
-    return learned(plan, stage, student, shop, work, shop.train, plan.grid.find, lengths, points)
+    builders = shop.builders(shop.train, lengths.seed)
+    return learned(plan, stage, student, shop, work, builders, plan.grid.find, lengths, points)
 
 
 def finish(
@@ -55,7 +56,8 @@ def finish(
     pairs = shop.planted(options)
     find = replace(options.find, pairs=len(pairs))
     lengths = drawn(plan, stage, find, options.steps)
-    curve = learned(plan, stage, student, shop, work, pairs, find, lengths, 1)
+    builders = shop.builders(pairs, lengths.seed, options.constructions)
+    curve = learned(plan, stage, student, shop, work, builders, find, lengths, 1)
     after = pool.state_dict()
     pool.load_state_dict({name: after[name].lerp(before[name], options.keep) for name in after})
     factor = None
@@ -72,12 +74,12 @@ def finish(
 
 
 def learned(
-    plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work: Path, pairs: Pairs,
-    find: FindOptions, lengths: Lengths, points: int,
+    plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work: Path,
+    builders: tuple[Builder, ...], find: FindOptions, lengths: Lengths, points: int,
 ) -> Curve:  # fmt: skip
     """Read what the pooling learns from, and train it; ``points`` evaluations after the first."""
     library = read_once(
-        student, shop.builders(pairs, lengths.seed), lengths.options.greatest[-1], options=find,
+        student, builders, lengths.options.greatest[-1], options=find,
         seed=1000 * plan.seed, precision=plan.grid.train.precision, folder=work,
         show_progress=shop.show,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..statistics import Correlation
-from .grid import NATIVE
+from .grid import NATIVE, trained_as
 from .measure import reached
 from .page import amount, interval, number
 from .table import (
@@ -88,10 +88,15 @@ def best(table: Table, arm: str, pooling: str) -> str:
         else f" The softmax student reads the unmodified pairs at {native:.3f}; in brackets is "
         "what is kept of that."
     )
+    branch = (
+        " (hybrid with its linear branch switched off: softmax within blocks)"
+        if arm == "hybrid-off"
+        else ""
+    )
     return (
-        f"Best linear-time student (chosen on validation): {arm} with {pooling} pooling, trained "
-        f"on texts of up to {longest(table):,} tokens. Its {reported_split(table)} Pearson on "
-        f"sentences in unrelated prose: {told}.{base}"
+        f"Best linear-time student (chosen on validation): {arm}{branch} with {pooling} pooling, "
+        f"trained on texts of up to {longest(table):,} tokens. Its {reported_split(table)} Pearson "
+        f"on sentences in unrelated prose: {told}.{base}"
     )
 
 
@@ -121,7 +126,7 @@ def convergence(table: Table, arm: str, pooling: str) -> str:
     told = []
     for length, arms in sorted(at_length.items()):
         each = []
-        for name in dict.fromkeys([arm, "linear", "softmax-windows512", *arms]):
+        for name in dict.fromkeys([trained_as(arm), "linear", "softmax-windows512", *arms]):
             seeds = arms.get(name, [])
             some = [tokens for tokens in seeds if tokens is not None]
             if some:

@@ -53,6 +53,11 @@ ARMS = {
 ``hybrid-off`` hybrid with its linear branch switched off."""
 
 
+def trained_as(name: str) -> str:
+    """The arm whose weights an arm reads."""
+    return next((arm for arm, kind in ARMS.items() if name in kind.also), name)
+
+
 def choice(name: str, values: tuple[Any, ...], allowed: tuple[Any, ...] | dict[str, Any]) -> None:
     """Refuse values that are not allowed, or twice there."""
     for value in values:
@@ -162,6 +167,8 @@ class FinishOptions:
     """In which the pooling learns alone once more; 0: nothing follows."""
     find: FindOptions = field(default_factory=FindOptions)
     """How."""
+    constructions: tuple[str, ...] = ()
+    """From which; none given: the study's."""
     sources: tuple[str, ...] = ()
     """Data whose texts (the second of each training pair) are hidden in prose too: what is looked
     for is told by more than the study's own sentences."""
@@ -182,6 +189,7 @@ class FinishOptions:
         if not 0 <= self.keep < 1:
             raise TwinlineError(f"keep must be at least 0 and below 1, not {self.keep}.")
         numbers("soften", self.soften, float)
+        choice("finish's constructions", tuple(set(self.constructions)), CONSTRUCTIONS)
         for name in self.sources:
             source("sources", name, (*TASKS, "builtin"))
         if (self.sources or self.soften or self.keep) and not self.steps:

@@ -18,8 +18,9 @@ from ..statistics import Correlation, mean_difference, resampled_pearsons
 from .grid import NATIVE
 from .measure import COSTS, PowerLaw, power_law, reached
 
-LINEAR_TIME = ("linear", "hybrid", "lightning")
-"""Arms that read a whole text in time linear in its length."""
+LINEAR_TIME = ("linear", "hybrid", "hybrid-off", "lightning")
+"""Arms that read a whole text in time linear in its length; hybrid-off in blocks that know nothing
+of one another, so that its pooling alone sees all of the text."""
 GENRES = {
     1500: {"captions": (0, 625), "forums": (625, 1000), "news": (1000, 1500)},
     1379: {"captions": (0, 625), "forums": (625, 879), "news": (879, 1379)},

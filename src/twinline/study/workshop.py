@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -54,13 +55,16 @@ class Workshop:
     def _carrier(self, source: str, split: str) -> Any:
         return load_carrier(source, split, self.tokenizer)
 
-    def builders(self, pairs: Pairs, seed: int) -> tuple[Builder, ...]:
-        """What long texts of training are made by: every construction in every prose."""
+    def builders(
+        self, pairs: Pairs, seed: int, constructions: Sequence[str] = ()
+    ) -> tuple[Builder, ...]:
+        """What long texts of training are made by: every construction (none given: the study's) in
+        every prose."""
         grid = self.grid
         return tuple(
             Builder(pairs, construction, self.tokenizer, self.carrier(name, "train"), seed)
             for name in grid.train_carriers or (grid.carrier,)
-            for construction in grid.constructions
+            for construction in constructions or grid.constructions
         )
 
     def planted(self, options: FinishOptions) -> Pairs:

@@ -51,6 +51,8 @@ RATE = 3e-3
 
 Document = tuple[str, int]
 """A carrier's name and the number of one of its documents."""
+Part = tuple[int, int]
+"""Sentences of a text, from and to."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ class Kept:
 class Library:
     """What a pooling learns from."""
 
-    texts: list[tuple[Kept, int, Document]]
-    """Short texts, which sentence of each counts, and the document that it stands in."""
+    texts: list[tuple[Kept, Part, Document | None]]
+    """Short texts, which sentences of each count, and the document that they stand in; none where
+    there is no prose and a text is one sentence over and over."""
     prose: dict[Document, list[Kept]]
     """Stretches of each document."""
     tokens: int
@@ -89,27 +92,31 @@ class Library:
     def fingerprint(self) -> str:
         """Of the sentences' sizes and places: another library's texts have others."""
         return fingerprint(
-            kept.sizes.numpy().tobytes() + str((place, document)).encode()
-            for kept, place, document in self.texts
+            kept.sizes.numpy().tobytes() + str((part, document)).encode()
+            for kept, part, document in self.texts
         )
 
-    def text(self, length: int, draw: np.random.Generator) -> tuple[Kept, int]:
-        """One of the texts, made as long as ``length`` tokens, and which sentence counts."""
-        kept, place, document = self.texts[int(draw.integers(len(self.texts)))]
+    def text(self, length: int, draw: np.random.Generator) -> tuple[Kept, Part]:
+        """One of the texts, made as long as ``length`` tokens, and which sentences count."""
+        kept, (first, end), document = self.texts[int(draw.integers(len(self.texts)))]
+        if document is None:
+            times = max(0, length - kept.tokens) // kept[:end].tokens
+            return concatenated([kept[:end]] * times + [kept]), (0, end * (times + 1))
         stretches = self.prose.get(document, [])
         while stretches and (room := length - kept.tokens) > 0:
             stretch = stretches[int(draw.integers(len(stretches)))]
             sizes = stretch.sizes.numpy()
-            first = int(draw.integers(len(sizes)))
-            many = int(np.searchsorted(np.cumsum(sizes[first:]), room, side="right"))
+            begin = int(draw.integers(len(sizes)))
+            many = int(np.searchsorted(np.cumsum(sizes[begin:]), room, side="right"))
             if not many:
                 if sizes.min() > room:
                     break
                 continue
             gap = int(draw.integers(len(kept.sizes) + 1))
-            kept = concatenated([kept[:gap], stretch[first : first + many], kept[gap:]])
-            place += many * (gap <= place)
-        return kept, place
+            kept = concatenated([kept[:gap], stretch[begin : begin + many], kept[gap:]])
+            before = many * (gap <= first)
+            first, end = first + before, end + before
+        return kept, (first, end)
 
 
 def concatenated(parts: list[Kept]) -> Kept:
@@ -144,14 +151,15 @@ def read_once(
     texts, prose = what_is_read(builders, longest, options, seed, student.windows)
     before = learn_shares(reader, texts, options, seed, folder)
     every = [one.text for one in texts] + [text for text, _ in prose]
-    short: dict[int, tuple[Kept, int, Document]] = {}
+    short: dict[int, tuple[Kept, Part, Document | None]] = {}
     stretches: dict[int, Kept] = {}
     tokens = 0
     for i, count, kept, number in reader.kept(student.tokenize(every)[0]):
         tokens += count
         if i < len(texts):
             # The last token of what counts: a sentence before may go on into it, or it into prose.
-            short[i] = kept, int(number[texts[i].span[1] - 1]), texts[i].document
+            last, document = int(number[texts[i].span[1] - 1]), texts[i].document
+            short[i] = kept, (0 if document is None else last, last + 1), document
         else:
             stretches[i] = kept
     of: dict[Document, list[Kept]] = defaultdict(list)
@@ -193,16 +201,15 @@ def learn_to_find(
             name: nn.utils.rnn.pad_sequence([getattr(kept, name) for kept, _ in made], True)
             for name in ("looked", "read", "sizes")
         }
-        inputs["places"] = torch.tensor([place for _, place in made])
+        inputs["parts"] = torch.tensor([part for _, part in made])
         return Batch(inputs, options.texts // 2, sum(kept.tokens for kept, _ in made))
 
     def loss(module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         held = {name: one.to(student.device) for name, one in inputs.items()}
-        sizes, places = held["sizes"], held["places"]
+        sizes = held["sizes"]
         sentences = Sentences.kept(held["looked"].float(), sizes)
         _, weights = module((held["read"].float(),), sizes, sentences)
-        spans = torch.stack([places, places + 1], dim=1)
-        return overlooked(weights[-1:], spans, sizes.shape[1])
+        return overlooked(weights[-1:], held["parts"], sizes.shape[1])
 
     with only(student, pool):
         run = train(
@@ -284,8 +291,8 @@ class Short:
     text: str
     span: tuple[int, int]
     """Its tokens that count, from and to."""
-    document: Document
-    """The carrier's that its prose is from."""
+    document: Document | None
+    """The carrier's that its prose is from; none where it has none (``repeat``)."""
 
 
 def what_is_read(
@@ -298,7 +305,8 @@ def what_is_read(
     carriers = {b.carrier.name: b for b in builders if b.carrier is not None}
     documents: dict[str, list[int]] = defaultdict(list)
     prose = []
-    many = -(-options.prose // (stretch * len(carriers))) if longest > options.least else 0
+    many = -(-options.prose // (stretch * max(1, len(carriers))))
+    many = many if longest > options.least else 0
     for name, builder in carriers.items():
         for number in range(max(1, many)):
             document = builder.document(longest, number)
@@ -310,17 +318,19 @@ def what_is_read(
     made: list[Short] = []
     for number, row in enumerate(draw.permutation(len(builders[0].pairs))[: options.pairs]):
         builder = builders[number % len(builders)]
-        assert builder.carrier is not None
-        name = builder.carrier.name
-        document = documents[name][int(draw.integers(len(documents[name])))]
+        whence = None
+        if builder.construction != "repeat":
+            assert builder.carrier is not None
+            among = documents[builder.carrier.name]
+            whence = builder.carrier.name, among[int(draw.integers(len(among)))]
         most = min(options.greatest, longest)
         size = int(draw.integers(min(options.least, most), most + 1))
         try:
-            pair = builder.pair(int(row), size, number, document)
+            pair = builder.pair(int(row), size, number, whence and whence[1])
         except TooLongError:
             continue
         for text, span in zip((pair.text1, pair.text2), pair.spans, strict=True):
-            made.append(Short(text, span, (name, document)))
+            made.append(Short(text, span, whence))
     if not made:
         raise TwinlineError("No training pair fits into the texts: raise find.greatest.")
     return made, prose
@@ -383,7 +393,7 @@ def learn_shares(
 
     Returns: the tokens that were read for it.
     """
-    chosen = texts[: 2 * LEARNED]
+    chosen = [one for one in texts if one.document is not None][: 2 * LEARNED]
     within = pooling_of(reader.student).within
     if not options.inside or bool(within.out.any()):
         return 0
