@@ -118,10 +118,9 @@ class Builder:
         score = float("nan") if pair.score is None else float(pair.score[row])
         sides = [pair.sentence1[row], pair.sentence2[row]]
         if self.construction == "repeat":
-            (first, whole1), (second, whole2) = (self.fill(one, row, room) for one in sides)
-            start = self.special // 2
-            spans = (start, start + whole1), (start, start + whole2)
-            return LongPair(first, second, score, 0.0, 0.0, spans)
+            (first, own1), (second, own2) = (self.fill(one, row, room) for one in sides)
+            at = self.special // 2
+            return LongPair(first, second, score, 0.0, 0.0, ((at, at + own1), (at, at + own2)))
         assert self.carrier is not None
         # Drawn by the pair, so that both sides share it where the construction says so.
         documents = self.carrier.sides(draw, room + SPARE)
