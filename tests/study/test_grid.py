@@ -40,6 +40,8 @@ def grid_file(folder: Path, text: str) -> Path:
         ("finish: {keep: 0.5}", "finish: .*needs steps"),
         ("finish: {soften: [0.5]}", "finish: .*needs steps"),
         ("finish: {steps: 9, sources: [mnly]}", "finish: sources must be among .*not 'mnly'"),
+        ("finish: {constructions: [repeat]}", "finish: .*needs steps"),
+        ("finish: {steps: 9, constructions: [composite]}", "must be among context, keyed, .*not"),
         ("finish: {steps: 9, soften: [1]}", "soften must be a list of floats"),
         ("find: {texts: 0}", "find: texts must be at least 1"),
         ("pooling_steps: [10, -1, 10]", "pooling_steps must be a list of ints of at least 0"),

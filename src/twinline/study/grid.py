@@ -189,10 +189,12 @@ class FinishOptions:
         if not 0 <= self.keep < 1:
             raise TwinlineError(f"keep must be at least 0 and below 1, not {self.keep}.")
         numbers("soften", self.soften, float)
-        choice("finish's constructions", tuple(set(self.constructions)), CONSTRUCTIONS)
+        taught = tuple(name for name in CONSTRUCTIONS if name != "composite")
+        choice("constructions that finish a run", tuple(set(self.constructions)), taught)
         for name in self.sources:
             source("sources", name, (*TASKS, "builtin"))
-        if (self.sources or self.soften or self.keep) and not self.steps:
+        given = self.constructions or self.sources or self.soften or self.keep
+        if given and not self.steps:
             raise TwinlineError("What finishes a run needs steps, in which the pooling learns.")
 
 
