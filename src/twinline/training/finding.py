@@ -305,8 +305,8 @@ def what_is_read(
     carriers = {b.carrier.name: b for b in builders if b.carrier is not None}
     documents: dict[str, list[int]] = defaultdict(list)
     prose = []
-    many = -(-options.prose // (stretch * max(1, len(carriers))))
-    many = many if longest > options.least else 0
+    longer = bool(carriers) and longest > options.least
+    many = -(-options.prose // (stretch * len(carriers))) if longer else 0
     for name, builder in carriers.items():
         for number in range(max(1, many)):
             document = builder.document(longest, number)
