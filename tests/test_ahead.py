@@ -1,8 +1,12 @@
 """What other processes make ahead is what this one would have made."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +44,33 @@ def test_what_one_raises_is_raised_behind_what_came_before(workers: int) -> None
 def test_what_is_left_is_given_up_when_it_is_closed() -> None:
     with closing(in_order(made, range(10**9), 2)) as every:
         assert next(every)[0] == 0
+
+
+def whose(number: int) -> int:
+    return os.getpid()
+
+
+def runs(process: int) -> bool:
+    file = Path(f"/proc/{process}/stat")
+    return file.exists() and file.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_no_process_outlives_one_that_is_killed() -> None:
+    parent = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    makers = [int(one) for one in parent.stdout.readline().split()]
+    assert makers
+    assert all(map(runs, makers))
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    until = time.monotonic() + 60
+    while any(map(runs, makers)):
+        assert time.monotonic() < until, "They are still there."
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":  # the process that is killed
+    waiting = in_order(whose, range(10**9), 2)
+    print(*{next(waiting) for _ in range(20)}, flush=True)
+    time.sleep(600)

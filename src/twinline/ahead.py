@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -13,6 +16,8 @@ Made = TypeVar("Made")
 
 AHEAD = 4
 """How many a process is given before the first is asked for."""
+LOOKS = 1.0
+"""Seconds after which a process looks whether its parent is still there."""
 
 
 def in_order(make: Callable[[int], Made], numbers: Iterable[int], workers: int) -> Generator[Made]:
@@ -25,7 +30,7 @@ def in_order(make: Callable[[int], Made], numbers: Iterable[int], workers: int) 
     if not workers or "fork" not in get_all_start_methods():
         yield from map(make, numbers)
         return
-    pool = ProcessPoolExecutor(workers, get_context("fork"), begin, (make,))
+    pool = ProcessPoolExecutor(workers, get_context("fork"), begin, (make, os.getpid()))
     try:
         rest = iter(numbers)
         waiting: deque[Future[Made]] = deque(
@@ -43,11 +48,19 @@ held: list[Callable[[int], Any]] = []
 """In a process that makes: by what."""
 
 
-def begin(make: Callable[[int], Any]) -> None:
+def begin(make: Callable[[int], Any], parent: int) -> None:
     import torch
 
     torch.set_num_threads(1)  # there are others beside it
     held[:] = [make]
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+
+
+def end_with(parent: int) -> None:
+    """A parent that is killed ends no pool: its processes would wait for ever, with all it held."""
+    while os.getppid() == parent:
+        time.sleep(LOOKS)
+    os._exit(1)
 
 
 def made(number: int) -> Any:
