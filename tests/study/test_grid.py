@@ -63,6 +63,10 @@ def grid_file(folder: Path, text: str) -> Path:
             "a test's carrier must be among",
         ),
         ("test: [{construction: native, seeds: [3]}]", "a test's seeds must be among 0, not 3"),
+        (
+            "test: [{construction: native, poolings: [cls]}]",
+            "a test's poolings must be among .*, not 'cls'",
+        ),
         ("train: {learning_rate: -1}", "train: learning_rate must be above 0"),
     ],
 )
@@ -98,6 +102,17 @@ def test_a_run_depends_on_what_it_reads_not_on_the_other_arms() -> None:
     first = next(one.runs()).identity
     assert first == next(more.runs()).identity
     assert first not in (next(other.runs()).identity, next(longer.runs()).identity)
+
+
+def test_a_test_may_be_of_some_seeds_and_poolings() -> None:
+    arm = ArmOptions("linear", seeds=(0, 1), poolings=("latent", "mean"))
+    tests = (EvalOptions("native", seeds=(0,), poolings=("latent",)), EvalOptions("native"))
+    counts = {
+        run.key: len(list(run.tests(last=True))) for run in Grid(arms=(arm,), test=tests).runs()
+    }
+    assert counts == {
+        "linear-latent-0": 2, "linear-mean-0": 1, "linear-latent-1": 1, "linear-mean-1": 1,
+    }  # fmt: skip
 
 
 def test_tests_follow_stages_and_the_arms_that_share_weights() -> None:

@@ -216,6 +216,8 @@ class EvalOptions:
     """Only these arms; none given: all."""
     seeds: tuple[int, ...] = ()
     """Only runs with these seeds; none given: all."""
+    poolings: tuple[str, ...] = ()
+    """Only runs with these poolings; none given: all."""
 
     def __post_init__(self) -> None:
         choice("construction", (self.construction,), (*CONSTRUCTIONS, "native"))
@@ -326,6 +328,7 @@ class Grid:
             raise TwinlineError(f"arms name the run {twice[0]} twice: give one a label.")
         known = tuple(dict.fromkeys(name for arm in self.arms for name in arm.read_as))
         seeds = tuple(dict.fromkeys(seed for arm in self.arms for seed in arm.seeds))
+        poolings = tuple(dict.fromkeys(pooling for arm in self.arms for pooling in arm.poolings))
         source("data", self.data, (*TASKS, "builtin"))
         source("carrier", self.carrier, CARRIERS)
         for carrier in self.train_carriers:
@@ -333,6 +336,7 @@ class Grid:
         for test in (*self.validation, *self.test):
             choice("a test's arms", test.arms, known)
             choice("a test's seeds", test.seeds, seeds)
+            choice("a test's poolings", test.poolings, poolings)
             if test.carrier is not None:
                 source("a test's carrier", test.carrier, CARRIERS)
         if self.rates and not self.pilot:
@@ -427,7 +431,10 @@ class RunPlan:
         """Split, arm (its own, or one that reads its weights otherwise) and test after a stage."""
         for split, tests in (("validation", self.grid.validation), ("test", self.grid.test)):
             for test in tests:
-                if (test.last and not last) or (test.seeds and self.seed not in test.seeds):
+                others = (test.seeds and self.seed not in test.seeds) or (
+                    test.poolings and self.pooling not in test.poolings
+                )
+                if (test.last and not last) or others:
                     continue
                 for name in self.arm.read_as:
                     if not test.arms or name in test.arms:
