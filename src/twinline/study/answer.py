@@ -242,24 +242,34 @@ def length_alone(table: Table) -> list[str]:
 def far_branch(table: Table) -> list[str]:
     """Whether hybrid's linear branch helps: the same weights with it switched off."""
     split = reported_split(table)
-    cells = sorted(
-        {(r["pooling"], r["construction"], str(r["carrier"] or ""), r["eval_length"])
-         for r in table.find(arm="hybrid-off", split=split) if r["eval_length"]}
-    )  # fmt: skip
-    words: dict[str, list[str]] = {"helps": [], "harms": [], "makes no difference": []}
-    for pooling, construction, carrier, length in cells:
-        at = {"construction": construction, "carrier": carrier or None, "split": split}
-        found = difference(table, "hybrid", "hybrid-off", pooling, length, **at)
-        if found is None:
-            continue
-        word = "helps" if found.low > 0 else "harms" if found.high < 0 else "makes no difference"
-        words[word].append(
-            f"{construction}, {carrier}, {length:,} tokens, {pooling} {interval(found)}"
-        )
-    told = [f"it {word}: {'; '.join(each)}" for word, each in words.items() if each]
+    told = []
+    for pooling in table.poolings:
+        cells = sorted(
+            {(r["construction"], str(r["carrier"] or ""), r["eval_length"])
+             for r in table.find(arm="hybrid-off", pooling=pooling, split=split)
+             if r["eval_length"]}
+        )  # fmt: skip
+        words: dict[str, list[str]] = {"helps": [], "harms": []}
+        none = 0
+        for construction, carrier, length in cells:
+            at = {"construction": construction, "carrier": carrier or None, "split": split}
+            found = difference(table, "hybrid", "hybrid-off", pooling, length, **at)
+            if found is None:
+                continue
+            if found.low <= 0 <= found.high:
+                none += 1
+                continue
+            words["helps" if found.low > 0 else "harms"].append(
+                f"{construction}, {carrier}, {length:,} tokens {interval(found)}"
+            )
+        says = [f"it {word} on {'; '.join(each)}" for word, each in words.items() if each]
+        if none:
+            says.append(f"in {none} {'tests' if none > 1 else 'test'} the interval includes 0")
+        if says:
+            told.append(f"With {pooling} pooling {', and '.join(says)}")
     if not told:
         return []
     return [
-        "hybrid's linear branch, by switching it off (a difference whose interval includes 0 is "
-        f"none): {'. '.join(told)}."
+        f"What hybrid's linear branch is worth, by switching it off: {'. '.join(told)}. The part "
+        "on differences has all of them."
     ]
