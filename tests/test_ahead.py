@@ -51,8 +51,11 @@ def whose(number: int) -> int:
 
 
 def runs(process: int) -> bool:
-    file = Path(f"/proc/{process}/stat")
-    return file.exists() and file.read_text().rpartition(")")[2].split()[0] != "Z"
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:  # it ended
+        return False
+    return state != "Z"
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
