@@ -44,7 +44,10 @@ def drawn(paint: Callable[[Any], None], width: float = 6.4, height: float = 3.8)
         pyplot.close(figure)
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
-    return re.sub(r"[ \t]+$", "", text, flags=re.M)
+    # A page holds many: no comments, no indents, and places to a tenth of a point.
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
+    text = re.sub(r"(\d{2,}\.\d)\d+", r"\1", text)
+    return re.sub(r"\s*\n\s*", "\n", text)
 
 
 def by_length(table: Table, pooling: str, train_length: int | None, **wanted: Any) -> str:
