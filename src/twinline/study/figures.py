@@ -31,7 +31,7 @@ def drawn(paint: Callable[[Any], None], width: float = 6.4, height: float = 3.8)
 
     settings: dict[Any, Any] = {
         "svg.hashsalt": "twinline",
-        "svg.fonttype": "path",
+        "svg.fonttype": "none",  # a page holds many: outlines would bring each glyph once for each
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -44,10 +44,7 @@ def drawn(paint: Callable[[Any], None], width: float = 6.4, height: float = 3.8)
         pyplot.close(figure)
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
-    # A page holds many: no comments, no indents, and places to a tenth of a point.
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
-    text = re.sub(r"(\d{2,}\.\d)\d+", r"\1", text)
-    return re.sub(r"\s*\n\s*", "\n", text)
+    return re.sub(r"[ \t]+$", "", text, flags=re.M)
 
 
 def by_length(table: Table, pooling: str, train_length: int | None, **wanted: Any) -> str:
