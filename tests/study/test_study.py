@@ -33,6 +33,7 @@ from twinline.study.table import (
     law_of_length,
     retained,
     same_native,
+    scored,
     set_key,
     unpacked,
 )
@@ -269,7 +270,7 @@ def test_the_first_seed_chooses_the_rate(finished: Path, tiny_bert: Path) -> Non
         run_grid(finished / "grid.yaml", finished / "r2", finished / "work2", ("hybrid-latent-1",))
 
 
-def test_a_difference_is_paired_and_needs_the_same_pairs(finished: Path) -> None:
+def test_a_difference_is_paired_and_of_one_test(finished: Path) -> None:
     table = Table.read(finished / "results" / "tiny")
     one = {"arm": "hybrid", "pooling": "latent", "construction": "context", "split": "test",
            "eval_length": 600}  # fmt: skip
@@ -279,6 +280,30 @@ def test_a_difference_is_paired_and_needs_the_same_pairs(finished: Path) -> None
     assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
     assert table.difference(one, {**one, "eval_length": 64}) is None
     assert table.difference(one, {**one, "arm": "lightning"}) is None
+
+
+def test_a_difference_is_of_the_pairs_that_all_have_scored(finished: Path) -> None:
+    table = Table.read(finished / "results" / "tiny")
+    at = {"construction": "native", "split": "test", "eval_length": 0, "pooling": "latent"}
+    one, other = {**at, "arm": "hybrid"}, {**at, "arm": "hybrid-off"}
+    row = table.find(**other)[0]
+    known = scored(table, row)
+    fewer = known.on(known.rows[5:])
+    assert fewer.rows.tolist() == known.rows[5:].tolist()
+    less = {
+        **table.sets[set_key(row)], "pairs": len(fewer.rows),
+        "rows": packed(fewer.rows, "<u2"), "gold": packed(fewer.gold, "<f2"),
+    }  # fmt: skip
+    cut = {**row, "pairs": len(fewer.rows), "scores": packed(fewer.scores, "<f2")}
+    mixed = replace(table, sets={**table.sets, set_key(less): less})
+    mixed.__dict__["rows"] = [cut if r is row else r for r in table.rows]
+    made = mixed.difference(one, other)
+    assert made is not None
+    seeds = [scored(table, r).on(fewer.rows) for side in (one, other) for r in table.find(**side)]
+    values = [np.corrcoef(s.scores, s.gold)[0, 1] for s in seeds]
+    half = len(values) // 2
+    assert made.value == pytest.approx(np.mean(values[:half]) - np.mean(values[half:]), abs=1e-3)
+    assert made.count == len(fewer.rows)
 
 
 def test_a_run_that_is_not_tested_yet_is_not_the_chosen_student(finished: Path) -> None:

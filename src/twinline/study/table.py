@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +95,16 @@ class Table:
         return float(np.mean([r["pearson"] for r in found])) if found else None
 
     def difference(self, one: dict[str, Any], other: dict[str, Any]) -> Correlation | None:
-        """Mean over seeds of ``one``'s rows less ``other``'s, bootstrapped over pairs."""
-        first, second = self.find(**one), self.find(**other)
-        if not first or not second:
+        """Mean over seeds of ``one``'s rows less ``other``'s, bootstrapped over the pairs that all
+        of them have scored; None if these are fewer than three, or of several tests."""
+        sides = [self.find(**one), self.find(**other)]
+        if not all(sides) or len({set_key(r)[:-1] for side in sides for r in side}) != 1:
             return None
-        keys = {set_key(r) for r in first + second}
-        if len(keys) != 1:
+        every = on_common([scored(self, r) for side in sides for r in side])
+        if len(every[0].rows) < 3:
             return None
-        gold = unpacked(self.sets[keys.pop()]["gold"], "<f2")
-        sides = [[unpacked(r["scores"], "<f2") for r in side] for side in (first, second)]
-        return mean_difference(sides[0], sides[1], gold)
+        scores, seeds = [made.scores for made in every], len(sides[0])
+        return mean_difference(scores[:seeds], scores[seeds:], every[0].gold)
 
     def lengths(self, **wanted: Any) -> list[int]:
         """Evaluation lengths that there are rows of."""
@@ -175,6 +175,17 @@ class Scored:
             return float("nan")
         return float(np.corrcoef(self.gold[chosen], self.scores[chosen])[0, 1])
 
+    def on(self, rows: NDArray[np.float64]) -> Scored:
+        """What is known of those pairs that are in ``rows``."""
+        at = np.isin(self.rows, rows)
+        return Scored(self.rows[at], self.gold[at], self.scores[at])
+
+
+def on_common(every: Sequence[Scored]) -> list[Scored]:
+    """Each on the pairs that all have scored, which stand in the same order in all."""
+    common = reduce(np.intersect1d, (one.rows for one in every))
+    return [one.on(common) for one in every]
+
 
 def scored(table: Table, row: dict[str, Any]) -> Scored:
     about = table.sets[set_key(row)]
@@ -235,17 +246,12 @@ def law_of_length(
     row's own pairs and has no interval.
     """
     lengths = [row["eval_length"] for row in rows]
-    every = [scored(table, row) for row in rows]
-    common = every[0].rows
-    for one in every[1:]:
-        common = np.intersect1d(common, one.rows)
-    if len(common) < FEWEST:
+    every = on_common([scored(table, row) for row in rows])
+    if len(every[0].rows) < FEWEST:
         return power_law(lengths, [row["pearson"] for row in rows]), None
-    kept = [np.isin(one.rows, common) for one in every]  # rows stand in order
-    law = power_law(lengths, [one.pearson(at) for one, at in zip(every, kept, strict=True)])
-    drawn = resampled_pearsons(
-        [one.scores[at] for one, at in zip(every, kept, strict=True)], every[0].gold[kept[0]]
-    )
+    whole = np.ones(len(every[0].rows), dtype=np.bool_)
+    law = power_law(lengths, [one.pearson(whole) for one in every])
+    drawn = resampled_pearsons([one.scores for one in every], every[0].gold)
     logs = np.log(lengths)
     off = logs - logs.mean()
     slopes = off @ np.log((1 - drawn).clip(1e-6)) / (off @ off)
@@ -256,10 +262,9 @@ def law_of_length(
 def among(table: Table, wanted: dict[str, Any], rows: NDArray[np.float64]) -> Scored | None:
     """Of the native pairs that ``wanted`` has scored those in ``rows``; None if it has not all."""
     for native in table.find(construction="native", **wanted):
-        made = scored(table, native)
-        at = np.isin(made.rows, rows)
-        if at.sum() == len(rows):
-            return Scored(made.rows[at], made.gold[at], made.scores[at])
+        made = scored(table, native).on(rows)
+        if len(made.rows) == len(rows):
+            return made
     return None
 
 
