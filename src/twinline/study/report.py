@@ -251,7 +251,7 @@ def genre_part(table: Table) -> dict[str, Any] | None:
 
 
 def other_part(table: Table) -> dict[str, Any] | None:
-    """Other constructions and prose that training never saw."""
+    """Other constructions and other prose than the main question's."""
     split = reported_split(table)
     own = main_test(table, split)
     tables = []
@@ -275,8 +275,8 @@ def other_part(table: Table) -> dict[str, Any] | None:
     if not tables:
         return None
     told = (
-        "Trained on are the constructions that the grid names, in the study's own prose; the rest "
-        "is scored only."
+        "Trained on are the constructions and the prose that the grid names (constructions, "
+        "train_carriers, and what finish has of its own); the rest is scored only."
     )
     return part("Other constructions, other prose", tables=tables, texts=[told])
 
