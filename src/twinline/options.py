@@ -296,9 +296,6 @@ class FindOptions:
     """Steps before, in which it learns what counts within a sentence."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
-    dropout: float = 0.0
-    """Share of the dimensions of what it is told of sentences that a step leaves out, the same ones
-    in all of a text: what it learns of one sentence's place must not rest on a few of them."""
     mean: float = 0.6
     """Mean length of its texts, between a stage's least (0) and greatest (1)."""
     edge: float = 0.4
@@ -316,8 +313,6 @@ class FindOptions:
             )
         if not self.learning_rate > 0:
             raise TwinlineError(f"learning_rate must be above 0, not {self.learning_rate}.")
-        if not 0 <= self.dropout < 1:
-            raise TwinlineError(f"dropout must be at least 0 and below 1, not {self.dropout}.")
         LengthOptions(mean=self.mean, edge=self.edge)  # refuses what makes no U
 
 

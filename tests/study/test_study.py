@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -174,28 +172,6 @@ def test_other_texts_are_planted_beside_the_training_pairs(finished: Path, tmp_p
     assert len(set(planted)) == 10
     assert own.issuperset([*pairs.sentence1[:10], *pairs.sentence2[:10]])
     assert len(shop.planted(replace(options, planted=400))) == 25  # as many as there are
-
-
-def test_plain_sentences_of_documents_are_planted_and_their_prose_is_learned_in(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said = (
-        "Marketing: We moved it to the meeting on day {0} . {{disfmarker}} Well it is day {0} ."
-        " We agreed on plan {0} at last . Yeah ."
-    )
-    documents = {"id": ["a", "b", "c", "d"], "text": [said.format(day) for day in range(4)]}
-    (tmp_path / "qmsum").mkdir()
-    pq.write_table(pa.table(documents), tmp_path / "qmsum" / "train-documents.parquet")
-    shop = Workshop(read_grid(finished / "grid.yaml"), finished / "work")
-    monkeypatch.setenv("TWINLINE_DATA", str(tmp_path))
-    options = replace(shop.grid.finish, sources=("qmsum",), carriers=("qmsum",))
-    pairs = shop.planted(options)
-    planted = {*pairs.sentence1[10:], *pairs.sentence2[10:]}
-    assert planted == {f"We agreed on plan {day} at last ." for day in range(4)}
-    builders = shop.builders(pairs, 0, ("context",), options.carriers)
-    assert [builder.carrier.name for builder in builders if builder.carrier] == [
-        str(tmp_path / "qmsum" / "train-documents.parquet")
-    ]
 
 
 def test_every_test_of_the_grid_is_a_row_with_the_promised_fields(finished: Path) -> None:

@@ -17,7 +17,6 @@ from twinline.errors import TwinlineError
 from twinline.options import FindOptions, LengthOptions
 from twinline.sources import find_model
 from twinline.statistics import pearson
-from twinline.stca import Sentences
 from twinline.training.finding import Library, learn_to_find, pooling_of, read_once, soften
 from twinline.training.lengths import Lengths
 
@@ -74,31 +73,6 @@ def test_it_learns_alone_what_counts(builders: tuple[Builder, ...], tmp_path: Pa
         weights = encoder.read(ids).weights[-1].mean(dim=1)
     for row, (start, end) in enumerate(pair.spans):
         assert weights[row, start:end].sum() > 0.5 > 2 * (end - start) / 160
-
-
-def test_what_a_step_leaves_out_is_the_same_in_all_of_a_text(
-    builders: tuple[Builder, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoder = student()
-    library = read(encoder, builders)
-    told: list[torch.Tensor] = []
-    kept = Sentences.kept
-
-    def hear(looked: torch.Tensor, sizes: torch.Tensor) -> Sentences:
-        told.append(looked)
-        return kept(looked, sizes)
-
-    monkeypatch.setattr(Sentences, "kept", hear)
-    options = replace(OPTIONS, dropout=0.5)
-    learn_to_find(encoder, library, Lengths(LENGTHS.options, 2), options=options)
-    for looked in told:
-        real = looked.abs().sum(dim=2) > 0
-        out = looked == 0
-        for row, whole in enumerate(real):
-            dropped = out[row][whole]
-            assert (dropped.all(dim=0) | ~dropped.any(dim=0)).float().mean() > 0.99
-            assert 0.4 < dropped.float().mean() < 0.6
-    assert not (told[0] == 0).all(dim=1).equal((told[1] == 0).all(dim=1))
 
 
 def test_texts_are_made_longer_by_prose_of_their_own_document(

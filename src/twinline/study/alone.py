@@ -56,7 +56,7 @@ def finish(
     pairs = shop.planted(options)
     find = replace(options.find, pairs=len(pairs))
     lengths = drawn(plan, stage, find, options.steps)
-    builders = shop.builders(pairs, lengths.seed, options.constructions, options.carriers)
+    builders = shop.builders(pairs, lengths.seed, options.constructions)
     curve = learned(plan, stage, student, shop, work, builders, find, lengths, 1)
     after = pool.state_dict()
     pool.load_state_dict({name: after[name].lerp(before[name], options.keep) for name in after})

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from ..data.carriers import CARRIERS
 from ..data.long import CONSTRUCTIONS
 from ..data.pairs import TASKS
-from ..data.texts import DOCUMENTS
 from ..errors import TwinlineError
 from ..files import fingerprint
 from ..options import (
@@ -170,12 +169,9 @@ class FinishOptions:
     """How."""
     constructions: tuple[str, ...] = ()
     """From which; none given: the study's."""
-    carriers: tuple[str, ...] = ()
-    """In which prose; none given: the study's."""
     sources: tuple[str, ...] = ()
-    """Data whose texts (the second of each training pair; of a carrier, plain sentences of its
-    training documents) are hidden in prose too: what is looked for is told by more than the
-    study's own sentences."""
+    """Data whose texts (the second of each training pair) are hidden in prose too: what is looked
+    for is told by more than the study's own sentences."""
     planted: int = 2000
     """Pairs that are made of each of them; their scores are never known."""
     keep: float = 0.0
@@ -196,7 +192,7 @@ class FinishOptions:
         taught = tuple(name for name in CONSTRUCTIONS if name != "composite")
         choice("constructions that finish a run", tuple(set(self.constructions)), taught)
         for name in self.sources:
-            source("sources", name, (*TASKS, *DOCUMENTS, "builtin"))
+            source("sources", name, (*TASKS, "builtin"))
         given = self.constructions or self.sources or self.soften or self.keep
         if given and not self.steps:
             raise TwinlineError("What finishes a run needs steps, in which the pooling learns.")
@@ -337,8 +333,6 @@ class Grid:
         source("carrier", self.carrier, CARRIERS)
         for carrier in self.train_carriers:
             source("train_carriers", carrier, CARRIERS)
-        for carrier in self.finish.carriers:
-            source("carriers that finish a run", carrier, CARRIERS)
         for test in (*self.validation, *self.test):
             choice("a test's arms", test.arms, known)
             choice("a test's seeds", test.seeds, seeds)

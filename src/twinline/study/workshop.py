@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from ..conversion import convert, learns, transfer
 from ..data import Pairs, load, load_texts
 from ..data.carriers import load_carrier
 from ..data.long import Builder, LongPairs, long_pairs
-from ..data.texts import DOCUMENTS
 from ..encoder import Encoder
 from ..files import fingerprint, read_lines, whole_file, write_whole
 from ..loop import Run
@@ -31,10 +28,6 @@ from .measure import flops
 
 SHORT = 32
 """Tokens of a text at native length, for its floating-point operations."""
-PLAIN = re.compile(r"[A-Z][^][{}:@_]*[.?!]")
-WORDS = range(5, 26)
-"""Sentences of documents that are hidden in others: whole ones, so long, without the markup and the
-speakers of a transcript, by which they would be found."""
 SEED = 0
 """Of what is tested on: the same texts for every run."""
 
@@ -63,15 +56,14 @@ class Workshop:
         return load_carrier(source, split, self.tokenizer)
 
     def builders(
-        self, pairs: Pairs, seed: int, constructions: Sequence[str] = (),
-        carriers: Sequence[str] = (),
-    ) -> tuple[Builder, ...]:  # fmt: skip
+        self, pairs: Pairs, seed: int, constructions: Sequence[str] = ()
+    ) -> tuple[Builder, ...]:
         """What long texts of training are made by: every construction (none given: the study's) in
-        every prose (likewise)."""
+        every prose."""
         grid = self.grid
         return tuple(
             Builder(pairs, construction, self.tokenizer, self.carrier(name, "train"), seed)
-            for name in carriers or grid.train_carriers or (grid.carrier,)
+            for name in grid.train_carriers or (grid.carrier,)
             for construction in constructions or grid.constructions
         )
 
@@ -81,20 +73,12 @@ class Workshop:
         own = self.train.select(draw.permutation(len(self.train))[: options.find.pairs])
         first, second = list(own.sentence1), list(own.sentence2)
         for name in options.sources:
-            texts = sorted(set(self.sentences_of(name)))
+            texts = sorted(set(load(name, "train", need_score=False).sentence2))
             order = draw.permutation(len(texts))[: 2 * options.planted].tolist()
             half = len(order) // 2
             first += [texts[i] for i in order[:half]]
             second += [texts[i] for i in order[half : 2 * half]]
         return replace(own, sentence1=first, sentence2=second, score=None, scale=None)
-
-    def sentences_of(self, source: str) -> Iterable[str]:
-        """Texts of training: plain sentences of documents, or the second ones of a data set's
-        pairs."""
-        if source not in DOCUMENTS:
-            return load(source, "train", need_score=False).sentence2
-        every = chain.from_iterable(self.carrier(source, "train").sentences)
-        return (s for s in every if len(s.split()) in WORDS and PLAIN.fullmatch(s))
 
     def curve_pairs(self, plan: RunPlan, stage: int) -> Pairs:
         """What a stage's curve is of."""

@@ -206,9 +206,8 @@ def learn_to_find(
 
     def loss(module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         held = {name: one.to(student.device) for name, one in inputs.items()}
-        sizes, looked = held["sizes"], held["looked"].float()
-        looked = looked * F.dropout(torch.ones_like(looked[:, :1]), options.dropout)
-        sentences = Sentences.kept(looked, sizes)
+        sizes = held["sizes"]
+        sentences = Sentences.kept(held["looked"].float(), sizes)
         _, weights = module((held["read"].float(),), sizes, sentences)
         return overlooked(weights[-1:], held["parts"], sizes.shape[1])
 
