@@ -15,7 +15,7 @@ from twinline.errors import TwinlineError
 from twinline.files import read_lines
 from twinline.study import run as run_module
 from twinline.study.alone import finish, validated
-from twinline.study.answer import conclusion, overview
+from twinline.study.answer import conclusion, overview, whole_split
 from twinline.study.grid import NATIVE, read_grid, trained_as
 from twinline.study.plan import run_grid
 from twinline.study.report import make
@@ -258,28 +258,52 @@ def test_a_difference_is_paired_and_of_one_test(finished: Path) -> None:
     assert table.difference(one, {**one, "arm": "lightning"}) is None
 
 
-def test_a_difference_is_of_the_pairs_that_all_have_scored(finished: Path) -> None:
-    table = Table.read(finished / "results" / "tiny")
-    at = {"construction": "native", "split": "test", "eval_length": 0, "pooling": "latent"}
-    one, other = {**at, "arm": "hybrid"}, {**at, "arm": "hybrid-off"}
-    row = table.find(**other)[0]
+def with_fewer(table: Table, row: dict[str, Any], left_out: int) -> Table:
+    """The table as if ``row`` had not scored its first pairs."""
     known = scored(table, row)
-    fewer = known.on(known.rows[5:])
-    assert fewer.rows.tolist() == known.rows[5:].tolist()
+    fewer = known.on(known.rows[left_out:])
     less = {
         **table.sets[set_key(row)], "pairs": len(fewer.rows),
         "rows": packed(fewer.rows, "<u2"), "gold": packed(fewer.gold, "<f2"),
     }  # fmt: skip
     cut = {**row, "pairs": len(fewer.rows), "scores": packed(fewer.scores, "<f2")}
+    cut["pearson"] = np.corrcoef(fewer.scores, fewer.gold)[0, 1]
     mixed = replace(table, sets={**table.sets, set_key(less): less})
     mixed.__dict__["rows"] = [cut if r is row else r for r in table.rows]
-    made = mixed.difference(one, other)
+    return mixed
+
+
+def test_a_difference_is_of_the_pairs_that_all_have_scored(finished: Path) -> None:
+    table = Table.read(finished / "results" / "tiny")
+    at = {"construction": "native", "split": "test", "eval_length": 0, "pooling": "latent"}
+    one, other = {**at, "arm": "hybrid"}, {**at, "arm": "hybrid-off"}
+    row = table.find(**other)[0]
+    common = scored(table, row).rows[5:]
+    made = with_fewer(table, row, 5).difference(one, other)
     assert made is not None
-    seeds = [scored(table, r).on(fewer.rows) for side in (one, other) for r in table.find(**side)]
+    seeds = [scored(table, r).on(common) for side in (one, other) for r in table.find(**side)]
     values = [np.corrcoef(s.scores, s.gold)[0, 1] for s in seeds]
     half = len(values) // 2
     assert made.value == pytest.approx(np.mean(values[:half]) - np.mean(values[half:]), abs=1e-3)
-    assert made.count == len(fewer.rows)
+    assert made.count == len(common)
+
+
+def test_seeds_are_averaged_on_the_pairs_that_all_have_scored(finished: Path) -> None:
+    table = Table.read(finished / "results" / "tiny")
+    at = {"arm": "hybrid", "pooling": "latent", "construction": "context", "split": "test",
+          "eval_length": 600}  # fmt: skip
+    first, second = table.find(**at)
+    assert table.mean(**at) == np.mean([first["pearson"], second["pearson"]])
+    assert "Seeds are compared" not in " ".join(conclusion(table))
+    mixed = with_fewer(table, second, 3)
+    common = scored(table, second).rows[3:]
+    own = [scored(table, r).on(common) for r in (first, second)]
+    assert mixed.mean(**at) == pytest.approx(
+        np.mean([np.corrcoef(one.scores, one.gold)[0, 1] for one in own]), abs=1e-9
+    )
+    assert mixed.mean(**at) != table.mean(**at)
+    told = whole_split(mixed, "hybrid", "latent")
+    assert f"600 tokens (seed 0; {first['pairs']} pairs) hybrid {first['pearson']:.3f}" in told
 
 
 def test_a_run_that_is_not_tested_yet_is_not_the_chosen_student(finished: Path) -> None:

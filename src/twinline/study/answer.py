@@ -33,8 +33,8 @@ def conclusion(table: Table) -> list[str]:
         return ["No linear-time arm is finished yet; the tables below show what is."]
     told = [
         best(table, *student), by_itself(table, *student), convergence(table, *student),
-        genres(table, *student), *against_others(table, *student), *keyed(table),
-        *length_alone(table), *far_branch(table),
+        whole_split(table, *student), genres(table, *student), *against_others(table, *student),
+        *keyed(table), *length_alone(table), *far_branch(table),
     ]  # fmt: skip
     return [one for one in told if one]
 
@@ -142,6 +142,34 @@ def convergence(table: Table, arm: str, pooling: str) -> str:
     )
 
 
+def whole_split(table: Table, arm: str, pooling: str) -> str:
+    """The same question to the runs that have scored more pairs than others of their arm."""
+    at = {**main_test(table, reported_split(table)), "train_length": longest(table)}
+    told = []
+    for length in lengths_of(table, arm, pooling):
+        here = {**at, "pooling": pooling, "eval_length": length}
+        counts = {r["pairs"] for r in table.find(arm=arm, **here)}
+        if len(counts) < 2:
+            continue
+        here["pairs"] = max(counts)
+        seeds = [r["seed"] for r in table.find(arm=arm, **here)]
+        each = [f"{name} {number(table.mean(arm=name, **here))}"
+                for name in dict.fromkeys([arm, "linear", "softmax-windows512"])
+                if table.find(arm=name, **here)]  # fmt: skip
+        for one, other in (("linear", arm), (arm, "softmax-windows512")):
+            found = table.difference({"arm": one, **here}, {"arm": other, **here})
+            if found is not None and one != other:
+                each.append(f"{one} less {other} {interval(found)}")
+        told.append(f"{length:,} tokens (seed {', '.join(map(str, seeds))}; {here['pairs']:,} "
+                    f"pairs) {', '.join(each)}")  # fmt: skip
+    if not told:
+        return ""
+    return (
+        "Seeds are compared on the pairs that all of them have scored; on all that one has: "
+        f"{'; '.join(told)}."
+    )
+
+
 def overview(table: Table) -> str:
     """Arms and poolings by length, and ``keyed``: means over seeds, as a Markdown table."""
     split = reported_split(table)
@@ -159,8 +187,7 @@ def overview(table: Table) -> str:
         trained = max((r["train_length"] for r in table.find(**mine, split=split)), default=0)
         found = [table.find(**mine, train_length=trained, **test) for _, test in tests]
         if any(found):
-            cells = [f"{np.mean([r['pearson'] for r in rows]):.3f}" if rows else "–"
-                     for rows in found]  # fmt: skip
+            cells = [f"{np.mean(table.pearsons(rows)):.3f}" if rows else "–" for rows in found]
             lines.append([f"{arm}, {pooling} ({max(map(len, found))})", *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

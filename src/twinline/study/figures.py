@@ -62,13 +62,11 @@ def by_length(table: Table, pooling: str, train_length: int | None, **wanted: An
             if not lengths:
                 continue
             colour = COLOURS.get(arm)
-            means = [
-                np.mean([r["pearson"] for r in rows if r["eval_length"] == n]) for n in lengths
-            ]
+            seeds = [table.pearsons([r for r in rows if r["eval_length"] == n]) for n in lengths]
             label = arm if at == train_length else f"{arm} (trained to {at:,})"
-            axes.plot(lengths, means, color=colour, label=label, lw=1.8)
-            axes.plot([r["eval_length"] for r in rows], [r["pearson"] for r in rows], ".",
-                      color=colour, ms=5, alpha=0.7)  # fmt: skip
+            axes.plot(lengths, list(map(np.mean, seeds)), color=colour, label=label, lw=1.8)
+            for length, values in zip(lengths, seeds, strict=True):
+                axes.plot([length] * len(values), values, ".", color=colour, ms=5, alpha=0.7)
         if train_length:
             axes.axvline(train_length, color="#bbbbbb", ls=":", lw=1)
             axes.text(train_length, 0.02, " longest trained on", color="#888888", fontsize=8)
@@ -137,7 +135,7 @@ def pareto(table: Table, pooling: str, length: int, **wanted: Any) -> str:
             if not rows:
                 continue
             speed = [r["pairs"] / max(r["seconds"], 1e-3) for r in rows]
-            axes.plot(speed, [r["pearson"] for r in rows], "o", color=COLOURS.get(arm), label=arm)
+            axes.plot(speed, table.pearsons(rows), "o", color=COLOURS.get(arm), label=arm)
         axes.set_xscale("log")
         axes.set_xlabel(f"pairs of {length:,} tokens scored a second")
         axes.set_ylabel("Pearson correlation")

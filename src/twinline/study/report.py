@@ -118,7 +118,7 @@ def pearson_table(table: Table, **wanted: Any) -> dict[str, Any] | None:
                 for length in lengths:
                     found = table.find(arm=arm, pooling=pooling, train_length=trained,
                                        eval_length=length, **wanted)  # fmt: skip
-                    values = [r["pearson"] for r in found]
+                    values = table.pearsons(found)
                     cell = "–" if not values else f"{np.mean(values):.3f}"
                     if len(values) > 1:
                         cell += f" ({min(values):.3f}–{max(values):.3f}, {len(values)} seeds)"
@@ -138,7 +138,7 @@ def length_part(table: Table) -> dict[str, Any]:
         {
             "svg": figures.by_length(table, pooling, longest(table), **main_test(table, split)),
             "caption": f"{pooling} pooling, {split} split; lines are means over seeds, points "
-            "seeds.",
+            "seeds, on the pairs that all seeds of an arm have scored.",
         }
         for pooling in table.poolings
     ]

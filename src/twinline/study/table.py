@@ -89,10 +89,17 @@ class Table:
         found = [r for r in self.rows if all(r.get(k) == v for k, v in wanted.items())]
         return sorted(found, key=lambda r: r["seed"])
 
+    def pearsons(self, rows: list[dict[str, Any]]) -> list[float]:
+        """Of each of a test's rows: where they have scored different pairs, on those of all."""
+        if len({r["pairs"] for r in rows}) < 2:
+            return [r["pearson"] for r in rows]
+        every = on_common([scored(self, r) for r in rows])
+        return [one.pearson(np.ones(len(one.rows), dtype=np.bool_)) for one in every]
+
     def mean(self, **wanted: Any) -> float | None:
-        """Mean Pearson over the seeds; None if there is none."""
+        """Mean Pearson over the seeds, as ``pearsons``; None if there is none."""
         found = self.find(**wanted)
-        return float(np.mean([r["pearson"] for r in found])) if found else None
+        return float(np.mean(self.pearsons(found))) if found else None
 
     def difference(self, one: dict[str, Any], other: dict[str, Any]) -> Correlation | None:
         """Mean over seeds of ``one``'s rows less ``other``'s, bootstrapped over the pairs that all
