@@ -16,6 +16,7 @@ from twinline.files import read_lines
 from twinline.study import run as run_module
 from twinline.study.alone import finish, validated
 from twinline.study.answer import conclusion, overview, whole_split
+from twinline.study.costs import protocols
 from twinline.study.grid import NATIVE, read_grid, trained_as
 from twinline.study.plan import run_grid
 from twinline.study.report import make
@@ -304,6 +305,20 @@ def test_seeds_are_averaged_on_the_pairs_that_all_have_scored(finished: Path) ->
     assert mixed.mean(**at) != table.mean(**at)
     told = whole_split(mixed, "hybrid", "latent")
     assert f"600 tokens (seed 0; {first['pairs']} pairs) hybrid {first['pearson']:.3f}" in told
+
+
+def test_two_protocols_are_compared_where_a_grid_has_both(finished: Path) -> None:
+    table = Table.read(finished / "results" / "tiny")
+    assert protocols(table) is None  # linear-real has steps of equal pairs, and no sibling
+    lines = next(lines for lines in table.runs if lines[0]["run"] == "linear-real-mean-0")
+    assert (lines[0]["kind"], lines[0]["equal"]) == ("linear", "pairs")
+    sibling = [{**lines[0], "run": "linear-mean-0", "arm": "linear", "equal": "tokens"}, *lines[1:]]
+    made = protocols(replace(table, runs=[*table.runs, sibling]))
+    assert made is not None
+    assert [row[:3] for row in made["rows"]] == [
+        ["linear, mean, seed 0", length, equal]
+        for length in ("48", "128") for equal in ("tokens", "pairs")
+    ]  # fmt: skip
 
 
 def test_a_run_that_is_not_tested_yet_is_not_the_chosen_student(finished: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..statistics import Correlation
 from .grid import NATIVE, trained_as
-from .measure import reached
+from .measure import COMMON, reached
 from .page import amount, interval, number
 from .table import (
     LINEAR_TIME,
@@ -21,9 +21,6 @@ from .table import (
     main_test,
     reported_split,
 )
-
-COMMON = 0.80
-"""The validation Pearson whose cost is told."""
 
 
 def conclusion(table: Table) -> list[str]:

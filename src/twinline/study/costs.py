@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from . import figures
-from .measure import COSTS, SHARES, TARGETS, PowerLaw, power_law, reached
+from .measure import COMMON, COSTS, SHARES, TARGETS, PowerLaw, power_law, reached
 from .page import amount, number, part
 from .table import Table, law_of_length, main_pooling, main_test, reported_split
+
+COST_NAMES = ("steps", "pairs", "tokens", "seconds", "FLOP")
+"""As a table's head has them."""
 
 
 def curve_part(table: Table) -> dict[str, Any]:
@@ -31,10 +34,12 @@ def curve_part(table: Table) -> dict[str, Any]:
             ]  # fmt: skip
             rows.append([f"{head['arm']}, {head['pooling']}, seed {head['seed']}", f"{length:,}",
                          label, *cells])  # fmt: skip
-    head_row = ["run", "length", "target", "steps", "pairs", "tokens", "seconds", "FLOP"]
+    head_row = ["run", "length", "target", *COST_NAMES]
     tables: list[dict[str, Any]] = [
         {"caption": "Cost to targets, validation", "head": head_row, "rows": rows}
     ]
+    if both := protocols(table):
+        tables.append(both)
     if tried := pilots(table):
         columns = ["run", "rate: Pearson", "chosen"]
         told = "Learning rates, chosen on validation by pilots of the first stage"
@@ -48,6 +53,28 @@ def curve_part(table: Table) -> dict[str, Any]:
                "started. The grid says how the rate is scheduled.",
                *filter(None, (transfers(table), softened(table)))],
     )  # fmt: skip
+
+
+def protocols(table: Table) -> dict[str, Any] | None:
+    """The same training by steps of equal tokens and of equal pairs, where a grid has both."""
+    runs: dict[tuple[Any, ...], dict[str, list[list[Any]]]] = {}
+    for head, length, curve in table.curves:
+        if "equal" not in head:
+            continue  # the yardstick
+        costs = reached(curve, COMMON).costs
+        cells = [amount(costs[name]) for name in COSTS] if costs else ["not reached", *["–"] * 4]
+        key = (head["kind"], head["pooling"], head["seed"], length)
+        row = [f"{curve[-1]['pearson']:.3f}", *cells]
+        runs.setdefault(key, {}).setdefault(head["equal"], []).append(row)
+    rows = [
+        [f"{kind}, {pooling}, seed {seed}", f"{length:,}", equal, *row]
+        for (kind, pooling, seed, length), found in sorted(runs.items()) if len(found) > 1
+        for equal, each in sorted(found.items(), reverse=True)
+        for row in each
+    ]  # fmt: skip
+    head_row = ["run", "length", "equal", "validation Pearson at its end", *COST_NAMES]
+    told = f"Two protocols: cost to {COMMON:.2f} with as many tokens, or pairs, in every step"
+    return {"caption": told, "head": head_row, "rows": rows} if rows else None
 
 
 def pilots(table: Table) -> list[list[str]]:

@@ -393,6 +393,11 @@ class RunPlan:
     def model(self) -> ModelOptions:
         return replace(self.arm.model, attention=self.kind.attention, pooling=self.pooling)
 
+    @property
+    def equal(self) -> Literal["pairs", "tokens"]:
+        """What the steps of a stage have in common."""
+        return self.arm.equal or self.grid.lengths.equal
+
     def steps(self, stage: int) -> int:
         """Steps of a stage in which the whole encoder learns."""
         return (self.arm.steps or self.grid.steps)[stage]

@@ -14,6 +14,8 @@ from ..loop import Record
 
 TARGETS = (0.75, 0.80, 0.85)
 """Common targets of validation Pearson."""
+COMMON = 0.80
+"""That of them whose cost is told first."""
 SHARES = (0.90, 0.95, 0.99)
 """Of a curve's own final value."""
 COSTS = ("steps", "pairs", "tokens", "seconds", "flops")

@@ -47,7 +47,7 @@ def lengths_of(plan: RunPlan, stage: int) -> Lengths:
         greatest=(length,),
         shares=(),
         real=min(plan.arm.real, length) if plan.virtual else None,
-        equal=plan.arm.equal or grid.lengths.equal,
+        equal=plan.equal,
     )
     return Lengths(options, plan.steps(stage), 1000 * plan.seed + stage)
 
@@ -183,8 +183,8 @@ class Results:
         self.lines: list[dict[str, Any]] = read_lines(file)
         head = {
             "what": "run", "run": plan.key, "identity": plan.identity, "arm": plan.arm.known,
-            "pooling": plan.pooling, "seed": plan.seed, "machine": describe(),
-            "date": date.today().isoformat(),
+            "kind": plan.arm.name, "pooling": plan.pooling, "seed": plan.seed,
+            "equal": plan.equal, "machine": describe(), "date": date.today().isoformat(),
         }  # fmt: skip
         if not self.lines:
             self.lines = [head]
