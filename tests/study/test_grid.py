@@ -107,9 +107,7 @@ def test_a_run_depends_on_what_it_reads_not_on_the_other_arms() -> None:
 def test_a_test_may_be_of_some_seeds_and_poolings() -> None:
     arm = ArmOptions("linear", seeds=(0, 1), poolings=("latent", "mean"))
     tests = (EvalOptions("native", seeds=(0,), poolings=("latent",)), EvalOptions("native"))
-    counts = {
-        run.key: len(list(run.tests(last=True))) for run in Grid(arms=(arm,), test=tests).runs()
-    }
+    counts = {run.key: len(list(run.tests(2))) for run in Grid(arms=(arm,), test=tests).runs()}
     assert counts == {
         "linear-latent-0": 2, "linear-mean-0": 1, "linear-latent-1": 1, "linear-mean-1": 1,
     }  # fmt: skip
@@ -119,10 +117,14 @@ def test_tests_follow_stages_and_the_arms_that_share_weights() -> None:
     grid = Grid(
         arms=(ArmOptions("hybrid"),),
         validation=(EvalOptions("native", last=False),),
-        test=(EvalOptions("context", (64,), arms=("hybrid-off",)),),
+        test=(
+            EvalOptions("context", (64,), arms=("hybrid",), train_lengths=(512,)),
+            EvalOptions("context", (64,), arms=("hybrid-off",)),
+        ),
     )
     run = next(grid.runs())
-    early = [(split, name) for split, name, _ in run.tests(last=False)]
-    late = [(split, name) for split, name, _ in run.tests(last=True)]
+    early = [(split, name) for split, name, _ in run.tests(0)]
+    late = [(split, name) for split, name, _ in run.tests(2)]
     assert early == [("validation", "hybrid"), ("validation", "hybrid-off")]
     assert late == [*early, ("test", "hybrid-off")]
+    assert [name for _, name, _ in run.tests(1)] == ["hybrid", "hybrid-off", "hybrid"]

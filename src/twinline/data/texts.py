@@ -40,9 +40,9 @@ def load_texts(
     Args:
         source: a ``.txt`` file (one text a line); a ``.csv``, ``.tsv``, ``.jsonl`` or
             ``.parquet`` file or a ``datasets.Dataset`` with a column ``text`` or with pairs; the
-            name of a task or ``builtin`` (the sentences of its train split); ``novels``,
-            ``qmsum`` or ``squality`` (the training documents below TWINLINE_DATA); or a list of
-            these.
+            name of a task or ``builtin`` (the sentences of its train split); ``novels`` (those
+            whose authors ``load_carrier`` gives to training), ``qmsum`` or ``squality`` (the
+            training documents) below TWINLINE_DATA; or a list of these.
         limit: take no more than so many.
 
     Raises:
@@ -74,10 +74,17 @@ def read_texts(source: Source) -> Iterator[str]:
 
 
 def _texts_of(source: Source) -> Iterable[str]:
-    from . import pairs  # the named sets, which read this module's folder in turn
+    from . import carriers, pairs  # which read this module's folder in turn
 
     if isinstance(source, str) and source in DOCUMENTS:
-        return read_table(_documents(source)).texts("text")
+        table = read_table(_documents(source))
+        texts = table.texts("text")
+        if source != "novels":
+            return texts
+        # What long pairs are tested in is not trained on, be it without labels.
+        names = [str(name) for name in table.columns["id"]]
+        kept = set(carriers.of_split(names, "train"))
+        return [text for name, text in zip(names, texts, strict=True) if name in kept]
     if isinstance(source, str) and source in pairs.NAMED:
         named = pairs.load(source, split="train")
         return _interleaved(named.sentence1, named.sentence2)

@@ -212,6 +212,9 @@ class EvalOptions:
     """So many fixed pairs of the split; None: all."""
     last: bool = True
     """Only after the last stage."""
+    train_lengths: tuple[int, ...] = ()
+    """Instead only after the stages that train up to these lengths: what a student reads that has
+    seen no longer text."""
     arms: tuple[str, ...] = ()
     """Only these arms; none given: all."""
     seeds: tuple[int, ...] = ()
@@ -222,6 +225,7 @@ class EvalOptions:
     def __post_init__(self) -> None:
         choice("construction", (self.construction,), (*CONSTRUCTIONS, "native"))
         numbers("a test's lengths", self.lengths, int)
+        rising("a test's train_lengths", self.train_lengths)
         numbers("a test's pairs", (2 if self.pairs is None else self.pairs,), int, 2)
         if (self.construction == "native") != (self.lengths == (0,)):
             raise TwinlineError("native pairs have lengths [0], long ones lengths above 0.")
@@ -432,14 +436,16 @@ class RunPlan:
         own = (sorted(grid.items()), sorted(arm.items()), self.pooling, self.seed)
         return fingerprint(map(str, own))[:12]
 
-    def tests(self, last: bool) -> Iterator[tuple[str, str, EvalOptions]]:
+    def tests(self, stage: int) -> Iterator[tuple[str, str, EvalOptions]]:
         """Split, arm (its own, or one that reads its weights otherwise) and test after a stage."""
+        length, last = self.stages[stage], stage == len(self.stages) - 1
         for split, tests in (("validation", self.grid.validation), ("test", self.grid.test)):
             for test in tests:
                 others = (test.seeds and self.seed not in test.seeds) or (
                     test.poolings and self.pooling not in test.poolings
                 )
-                if (test.last and not last) or others:
+                now = length in test.train_lengths if test.train_lengths else last or not test.last
+                if not now or others:
                     continue
                 for name in self.arm.read_as:
                     if not test.arms or name in test.arms:
@@ -463,7 +469,7 @@ class RunPlan:
                     "dtype": self.grid.dtype,
                 },
             )
-            for split, name, test in self.tests(last=stage == len(self.stages) - 1)
+            for split, name, test in self.tests(stage)
             for length in test.lengths
         ]
 

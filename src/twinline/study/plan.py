@@ -82,7 +82,7 @@ def estimate(plan: RunPlan, speed: Speed, pairs: dict[str, int]) -> Estimate:
             other = last.planted * len(last.sources)
             training += read_once(replace(last.find, pairs=last.find.pairs + other)) // 3
             testing += 2 * last.pairs * length * bool(last.soften)
-        for split, name, test in plan.tests(last=stage == len(plan.stages) - 1):
+        for split, name, test in plan.tests(stage):
             count = min(test.pairs or pairs[split], pairs[split])
             cut = 512 if name == "softmax-cut512" else max(*test.lengths, 20)
             testing += sum(2 * count * min(n or 20, cut) for n in test.lengths)

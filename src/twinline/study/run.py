@@ -25,6 +25,7 @@ from ..errors import TwinlineError
 from ..evaluate import far_off
 from ..files import fingerprint, read_lines, write_whole
 from ..machine import describe
+from ..recipe import chosen
 from ..statistics import correlation
 from ..training import distill
 from ..training.lengths import Lengths, LongSteps
@@ -184,7 +185,9 @@ class Results:
         head = {
             "what": "run", "run": plan.key, "identity": plan.identity, "arm": plan.arm.known,
             "kind": plan.arm.name, "pooling": plan.pooling, "seed": plan.seed,
-            "equal": plan.equal, "machine": describe(), "date": date.today().isoformat(),
+            "equal": plan.equal, "real": plan.arm.real if plan.virtual else None,
+            "model": chosen(plan.arm.model), "machine": describe(),
+            "date": date.today().isoformat(),
         }  # fmt: skip
         if not self.lines:
             self.lines = [head]
@@ -213,6 +216,7 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
         if not (folder / "config.json").is_file():
             student, cost = start_of(plan, stage, shop, work)
             curve: Curve = []
+            told: dict[str, float] = {}
             if plan.learns_alone(stage):
                 found = work / f"pooling-{length}.work"
                 curve = find_stage(plan, stage, student, shop, found)
@@ -223,10 +227,12 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
                 trained = work / f"stage-{length}.work"
                 own = train_stage(plan, stage, student, shop, trained, rate)
                 curve = joined(curve, own)
-            softened = None
+                told["rate"] = rate
             if plan.finishes(stage):
                 own, softened = finish(plan, student, shop, work / "finish.work")
                 curve = joined(curve, own)
+                if softened is not None:
+                    told["softened"] = softened
             if not stage and not lines.has({"what": "transfer"}):
                 lines.add({"what": "transfer", **cost})
             if not lines.has({"what": "curve", "train_length": length}):
@@ -234,7 +240,6 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
                     lengths_of(plan, stage) if plan.steps(stage) else found_lengths_of(plan, stage)
                 )
                 mean = round(drawn.mean)
-                told = {} if softened is None else {"softened": softened}
                 lines.add(
                     {"what": "curve", "train_length": length, "mean_length": mean, **told,
                      "points": curve}
