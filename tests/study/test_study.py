@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from twinline.study.answer import conclusion, overview, whole_split
 from twinline.study.costs import protocols
 from twinline.study.grid import NATIVE, read_grid, trained_as
 from twinline.study.plan import run_grid
-from twinline.study.report import make
+from twinline.study.report import longer_part, make
 from twinline.study.run import packed
 from twinline.study.table import (
     BUT_FORUMS,
@@ -243,7 +244,7 @@ def test_the_first_seed_chooses_the_rate(finished: Path, tiny_bert: Path) -> Non
     tried = [line["rate"] for line in lines[0] if line["what"] == "pilot"]
     assert tried == [1e-4, 1e-3]
     assert not [line for line in lines[1] if line["what"] == "pilot"]
-    with pytest.raises(TwinlineError, match="hybrid-latent-0 chooses: run that before it"):
+    with pytest.raises(TwinlineError, match="hybrid-latent-0 chooses: name that run too"):
         run_grid(finished / "grid.yaml", finished / "r2", finished / "work2", ("hybrid-latent-1",))
 
 
@@ -344,10 +345,11 @@ def test_the_exponent_of_length_is_bootstrapped_over_the_pairs_that_all_lengths_
         arm="hybrid", pooling="sentence", construction="context", split="test", seed=0
     )
     assert len(rows) == 3
-    law, within = law_of_length(table, rows)
+    law, within, pairs = law_of_length(table, rows)
     assert law is not None
     assert within is not None
     assert within[0] < law.b < within[1]
+    assert pairs == 30
 
 
 def test_what_is_kept_is_a_share_of_the_yardsticks_own_pairs(finished: Path) -> None:
@@ -434,7 +436,7 @@ def test_the_report_is_one_page_and_the_rows(
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl", "")
     assert "src=" not in page  # nothing is loaded from elsewhere
     for told in ("Convergence", "hybrid", "not reached", "<svg", "Laws of length and of training",
-                 "Mean length against cost", "What is kept", "Learning rates, chosen",
+                 "The runs", "Mean length against cost", "What is kept", "Learning rates, chosen",
                  "multiplied by what reads validation best: hybrid-sentence-0",
                  "twinline study report tiny"):  # fmt: skip
         assert told in page
@@ -443,6 +445,21 @@ def test_the_report_is_one_page_and_the_rows(
     first = page
     make("tiny", results, docs)
     assert (docs / "tiny" / "index.html").read_text() == first
+
+
+def test_arms_are_held_against_those_of_more_training(finished: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    for name in ("tiny", "tiny-gpu"):
+        shutil.copytree(finished / "results" / "tiny", results / name)
+    table = Table.read(results / "tiny")
+    made = longer_part(table, results)
+    assert made is not None
+    rows = {tuple(row[:3]): row[3:] for row in made["tables"][0]["rows"]}
+    same = rows["hybrid − hybrid, more training", "latent", "600"]
+    assert same[0].startswith("+0.000 [+0.000")
+    assert ("hybrid − softmax-windows512, more training", "sentence", "600") in rows
+    shutil.rmtree(results / "tiny-gpu")
+    assert longer_part(table, results) is None
 
 
 def test_results_of_another_grid_are_refused(finished: Path, tiny_bert: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..statistics import Correlation
 from .grid import NATIVE, trained_as
-from .measure import COMMON, reached
+from .measure import COMMON, Reached, reached
 from .page import amount, interval, number
 from .table import (
     LINEAR_TIME,
@@ -92,9 +92,21 @@ def best(table: Table, arm: str, pooling: str) -> str:
     )
     return (
         f"Best linear-time student (chosen on validation): {arm}{branch} with {pooling} pooling, "
-        f"trained on texts of up to {longest(table):,} tokens. Its {reported_split(table)} Pearson "
+        f"trained on texts of up to {longest(table):,} tokens{virtual(table, arm, pooling)}. Its "
+        f"{reported_split(table)} Pearson "
         f"on sentences in unrelated prose: {told}.{base}"
     )
+
+
+def virtual(table: Table, arm: str, pooling: str) -> str:
+    """What of an arm's longest texts was really read in training."""
+    for lines in table.runs:
+        head = lines[0]
+        real = head.get("real") or longest(table)
+        same = (head["arm"], head["pooling"]) == (trained_as(arm), pooling)
+        if same and real < longest(table):
+            return f" (of which it reads {real}: the rest is lent by other texts of its batch)"
+    return ""
 
 
 def by_itself(table: Table, arm: str, pooling: str) -> str:
@@ -113,30 +125,40 @@ def by_itself(table: Table, arm: str, pooling: str) -> str:
 
 
 def convergence(table: Table, arm: str, pooling: str) -> str:
-    """What training tokens a common target cost, by length."""
-    at_length: dict[int, dict[str, list[float | None]]] = {}
+    """What training tokens a common target cost, by length: means and ranges over seeds."""
+    at_length: dict[int, dict[str, list[Reached]]] = {}
     for head, length, curve in table.curves:
         if head["pooling"] == pooling:
-            costs = reached(curve, COMMON).costs
             arms = at_length.setdefault(length, {})
-            arms.setdefault(head["arm"], []).append(costs["tokens"] if costs else None)
-    told = []
+            arms.setdefault(head["arm"], []).append(reached(curve, COMMON))
+    told, bounded = [], False
     for length, arms in sorted(at_length.items()):
         each = []
         for name in dict.fromkeys([trained_as(arm), "linear", "softmax-windows512", *arms]):
             seeds = arms.get(name, [])
-            some = [tokens for tokens in seeds if tokens is not None]
+            some = [one.costs["tokens"] for one in seeds if one.costs]
+            most = any(one.at_start for one in seeds)
+            bounded |= most
             if some:
-                each.append(f"{name} {amount(float(np.mean(some)))}"
-                            + (f" ({len(some)} of {len(seeds)} seeds)" if len(some) < len(seeds)
-                               else ""))  # fmt: skip
+                range_of = f" ({amount(min(some))}–{amount(max(some))})" if len(some) > 1 else ""
+                few = f" ({len(some)} of {len(seeds)} seeds)" if len(some) < len(seeds) else ""
+                mean = amount(float(np.mean(some)))
+                each.append(f"{name} {'≤ ' if most else ''}{mean}{range_of}{few}")
             elif seeds:
                 each.append(f"{name} never")
         told.append(f"at {length:,} tokens {', '.join(each)}")
+    transfers = {
+        amount(line["transfer_tokens"])
+        for lines in table.runs for line in lines
+        if line["what"] == "transfer" and line["transfer_tokens"]
+    }  # fmt: skip
     return (
         f"Convergence ({pooling} pooling): tokens read, from the pretrained encoder on and all "
         f"stages in one, until {COMMON:.2f} on validation: {'; '.join(told)}."
-    )
+        + (" ≤: at least one seed's stage starts above it." if bounded else "")
+        + (f" Attention transfer, which softmax has none of, is {' or '.join(sorted(transfers))} "
+           "of them." if transfers else "")
+    )  # fmt: skip
 
 
 def whole_split(table: Table, arm: str, pooling: str) -> str:
@@ -217,8 +239,11 @@ def against_others(table: Table, arm: str, pooling: str) -> list[str]:
             for n in lengths_of(table, arm, pooling)
         ]
         told = "; ".join(f"{interval(found)} at {n:,}" for n, found in made if found)
+        trained = max((r["train_length"] for r in table.find(arm=other, pooling=pooling, **at)),
+                      default=0)  # fmt: skip
         if told:
-            said.append(f"Against {other}: {told}.")
+            short = "" if trained == longest(table) else f" (trained to {trained:,} tokens)"
+            said.append(f"Against {other}{short}: {told}.")
     return said
 
 

@@ -9,6 +9,10 @@ from .measure import COMMON, COSTS, SHARES, TARGETS, PowerLaw, power_law, reache
 from .page import amount, number, part
 from .table import Table, law_of_length, main_pooling, main_test, reported_split
 
+FEWEST_POINTS = 6
+"""Of a curve, for a law."""
+ENOUGH = 100
+"""Pairs that a length should have, for a law."""
 COST_NAMES = ("steps", "pairs", "tokens", "seconds", "FLOP")
 """As a table's head has them."""
 
@@ -50,7 +54,10 @@ def curve_part(table: Table) -> dict[str, Any]:
                "every arm starts from, and attention transfer, are in tokens, seconds and FLOP, "
                "the earlier stages in all of them. The teacher is not, it is the same for all; nor "
                "are pilots, which choose a learning rate. ≤: it was there already where its stage "
-               "started. The grid says how the rate is scheduled.",
+               "started. The rate is constant but for a cooldown at each stage's end, behind "
+               "which the curve's last point lies; each point is of few validation pairs (the "
+               "grid's curve_pairs). Seconds are as they came: runs of several days, two at a "
+               "time, on machines with neighbours; compare tokens and FLOP.",
                *filter(None, (transfers(table), softened(table)))],
     )  # fmt: skip
 
@@ -75,6 +82,32 @@ def protocols(table: Table) -> dict[str, Any] | None:
     head_row = ["run", "length", "equal", "validation Pearson at its end", *COST_NAMES]
     told = f"Two protocols: cost to {COMMON:.2f} with as many tokens, or pairs, in every step"
     return {"caption": told, "head": head_row, "rows": rows} if rows else None
+
+
+def arm_part(table: Table) -> dict[str, Any]:
+    """What arms have beside their attention, and how they were trained."""
+    rows = []
+    for lines in table.runs:
+        head = lines[0]
+        if "model" not in head:
+            continue  # the yardstick
+        given = ", ".join(
+            name if value is True else f"{name} {value}" for name, value in head["model"].items()
+        )
+        stages = [line for line in lines if line["what"] == "curve"]
+        rates = {f"{line['rate']:g}" for line in stages if "rate" in line}
+        rows.append([head["run"], given or "–", f"{head['real'] or 'whole'}", head["equal"],
+                     ", ".join(f"{line['train_length']:,}" for line in stages),
+                     " ".join(sorted(rates)) or "–", head["date"]])  # fmt: skip
+    head_row = ["run", "model options", "longest text really read", "equal a step", "stages",
+                "rate", "date"]  # fmt: skip
+    return part(
+        "The runs", tables=[{"caption": "As trained", "head": head_row, "rows": rows}],
+        texts=["Arms differ in more than attention: what helped an arm on validation it was given "
+               "(docs/architecture.md), and lightning has had no such work. A rate is chosen by "
+               "the pilots of an arm's first run, below; poolings of one entry of the grid share "
+               "it."],
+    )  # fmt: skip
 
 
 def pilots(table: Table) -> list[list[str]]:
@@ -180,18 +213,25 @@ def law_part(table: Table) -> dict[str, Any] | None:
             found = [r for r in table.find(arm=arm, pooling=pooling, **at) if r["eval_length"]]
             trained = max((r["train_length"] for r in found), default=0)
             found = [r for r in found if r["train_length"] == trained]
+            if len({r["eval_length"] for r in found if r["pairs"] >= ENOUGH}) >= 3:
+                found = [r for r in found if r["pairs"] >= ENOUGH]
             if len({r["eval_length"] for r in found}) < 3:
                 continue  # through two lengths goes any law
-            law, within = law_of_length(table, found)
+            law, within, pairs = law_of_length(table, found)
             if law:
                 told = "–" if within is None else f"[{within[0]:+.3f}, {within[1]:+.3f}]"
-                rows.append([f"{arm}, {pooling}", f"{trained:,}", *law_cells(law, told)])
-    learnt = []
+                rows.append([f"{arm}, {pooling}", f"{trained:,}", *law_cells(law, told), pairs])
+    curves: dict[tuple[str, str, int], list[dict[str, float]]] = {}
     for head, length, curve in table.curves:
-        law = power_law([p["tokens"] for p in curve[1:]], [p["pearson"] for p in curve[1:]])
-        if law and law.points > 2:
-            told = f"± {law.b_error:.3f}"
-            learnt.append([head["run"], f"{length:,}", *law_cells(law, told)])
+        curves.setdefault((head["arm"], head["pooling"], length), []).extend(curve[1:])
+    learnt = []
+    for (arm, pooling, length), points in curves.items():
+        law = power_law([p["tokens"] for p in points], [p["pearson"] for p in points])
+        if law and law.points >= FEWEST_POINTS:
+            cells = law_cells(law, f"± {law.b_error:.3f}")
+            if abs(law.b) < 2 * law.b_error:
+                cells[:2] = ["–", "cannot be told"]
+            learnt.append([f"{arm}, {pooling}", f"{length:,}", *cells])
     if not rows and not learnt:
         return None
     cells = ["a", "b", "error of b", "spread", "points"]
@@ -199,15 +239,17 @@ def law_part(table: Table) -> dict[str, Any] | None:
         "Laws of length and of training",
         tables=[
             {"caption": "1 − Pearson = a · length^b", "rows": rows,
-             "head": ["arm, pooling", "trained to", *cells]},
+             "head": ["arm, pooling", "trained to", *cells, "pairs"]},
             {"caption": "1 − validation Pearson = a · training tokens^b",
-             "head": ["run", "length", *cells], "rows": learnt},
+             "head": ["arm, pooling", "length", *cells], "rows": learnt},
         ],
         texts=["Fitted to logarithms by least squares. By length: over lengths and seeds, on the "
-               "pairs that all lengths have; b is how fast the loss of correlation grows with the "
-               "text, its 95 % interval bootstrapped over pairs. By training: along each "
-               "stage's curve without its start; the more negative b, the faster it "
-               "converges, ± its standard error."],
+               f"pairs that all lengths have, without lengths of fewer than {ENOUGH} pairs where "
+               "three are left; b is how fast the loss of correlation grows with the "
+               "text, its 95 % interval bootstrapped over pairs. By training: along the curves of "
+               "all seeds of a stage without their starts, ± its standard error; the more "
+               f"negative b, the faster it converges. With fewer than {FEWEST_POINTS} points no "
+               "law is fitted, and one whose b is less than two errors from 0 is not told."],
     )  # fmt: skip
 
 

@@ -80,6 +80,8 @@ class Reached:
     target: float
     costs: dict[str, float] | None
     """By name (``COSTS``); None: not reached."""
+    at_start: bool = False
+    """It was there at the curve's first point: what it cost is at most this."""
 
 
 def reached(curve: Sequence[dict[str, float]], target: float) -> Reached:
@@ -97,7 +99,7 @@ def reached(curve: Sequence[dict[str, float]], target: float) -> Reached:
             costs = {
                 name: (before or point)[name] * (1 - share) + point[name] * share for name in COSTS
             }
-            return Reached(target, costs)
+            return Reached(target, costs, before is None)
         before = point
     return Reached(target, None)
 

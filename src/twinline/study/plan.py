@@ -18,7 +18,7 @@ from ..machine import keep_memory
 from ..options import FindOptions
 from ..training.lengths import Lengths
 from .grid import Grid, RunPlan, read_grid
-from .run import complete, lengths_of, run_one, run_yardstick
+from .run import complete, lengths_of, pilots_of, run_one, run_yardstick
 from .workshop import Workshop
 
 TRIAL = 4096
@@ -152,6 +152,13 @@ def run_grid(path: Path, results: Path, work: Path, only: tuple[str, ...] = ()) 
         if key not in known:
             raise TwinlineError(f"{path} has no run {key!r}; it has {', '.join(known)}.")
     read_lines(folder / "pairs.jsonl")
+    for plan in plans:
+        if plan.key in only and grid.rates and any(map(plan.steps, range(len(plan.stages)))):
+            needed = plan.arm.first
+            if needed not in only and not pilots_of(folder / f"{needed}.jsonl", grid):
+                raise TwinlineError(
+                    f"{plan.key} takes the learning rate that {needed} chooses: name that run too."
+                )
     left = [plan for plan in plans if not complete(plan, folder / f"{plan.key}.jsonl")]
     todo = [plan for plan in left if not only or plan.key in only]
     print(f"{len(todo)} of {len(plans)} runs to do", flush=True)

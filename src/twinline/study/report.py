@@ -13,7 +13,7 @@ from ..errors import TwinlineError
 from ..files import into_marks, write_whole
 from . import figures
 from .answer import conclusion, difference, overview
-from .costs import cost_part, curve_part, growth_part, law_part
+from .costs import arm_part, cost_part, curve_part, growth_part, law_part
 from .grid import NATIVE
 from .page import interval, number, part, render
 from .retrieval import BOTH, published, table_of
@@ -57,9 +57,10 @@ def make(name: str | None, results: Path, docs: Path) -> list[Path]:
     written = [results / f"{folder.name}.json", docs / folder.name / "index.html"]
     write_whole(written[0], json.dumps(flat(table.rows), indent=0) + "\n")
     answer = conclusion(table)
-    parts = [p for p in (*sections(table), search_part(results, folder.name)) if p is not None]
+    others = (longer_part(table, results), search_part(results, folder.name))
+    parts = [p for p in (*sections(table), *others) if p is not None]
     page = render(
-        "Linear attention beyond 512 tokens: STS-B in long texts", answer, parts,
+        f"Linear attention beyond 512 tokens: {table.name}", answer, parts,
         RUN_AGAIN.format(name=table.name), machines="; ".join(table.names("machine")),
         runs=", ".join(lines[0]["run"] for lines in table.runs if lines[0]["arm"] != NATIVE),
     )  # fmt: skip
@@ -95,6 +96,7 @@ def sections(table: Table) -> list[dict[str, Any] | None]:
         length_part(table),
         retention_part(table),
         difference_part(table),
+        arm_part(table),
         curve_part(table),
         growth_part(table),
         cost_part(table),
@@ -145,8 +147,9 @@ def length_part(table: Table) -> dict[str, Any]:
     tables = [pearson_table(table, **main_test(table, s)) for s in table.names("split")]
     return part(
         "Pearson against length", pictures=pictures, tables=[t for t in tables if t],
-        texts=["Each text is a sentence of an STS-B pair at a random place in a stretch of prose "
-               "of its own, exactly so many tokens long (docs/long-pairs.md)."],
+        texts=["Each text is a sentence of a pair at a random place in a stretch of prose "
+               "of its own, exactly so many tokens long (docs/long-pairs.md). An arm that is "
+               "trained to less than others was scored when that stage had ended."],
     )  # fmt: skip
 
 
@@ -294,6 +297,35 @@ def native_part(table: Table) -> dict[str, Any]:
     told = "The last column leaves out pairs that share a sentence with training."
     tables = [{"caption": split, "head": head, "rows": rows}]
     return part("The unmodified pairs, and sentences seen in training", texts=[told], tables=tables)
+
+
+def longer_part(table: Table, results: Path) -> dict[str, Any] | None:
+    """Arms of the study against those that NAME-gpu trained more, where there are any."""
+    folder = results / f"{table.name}-gpu"
+    if not any(f.stem != "pairs" for f in folder.glob("*.jsonl")):
+        return None
+    both, named = table.beside(Table.read(folder), ", more training")
+    split, at = reported_split(table), main_test(table, reported_split(table))
+    rows = []
+    for pooling, arm, other, length in product(
+        table.poolings, own_arms(table), named, both.lengths(**at)
+    ):
+        made = difference(both, arm, other, pooling, length, **at)
+        if made is not None:
+            rows.append([f"{arm} − {other}", pooling, f"{length:,}", interval(made),
+                         str(made.count)])  # fmt: skip
+    if not rows:
+        return None
+    head = ["difference", "pooling", "tokens", "Pearson, 95 % interval", "pairs"]
+    again = RUN_AGAIN.format(name=folder.name)
+    return part(
+        "Against more training", tables=[{"caption": f"{split} split", "head": head, "rows": rows}],
+        command=again,
+        texts=[f"recipes/{folder.name}.yaml trains longer, on texts that are really read, than the "
+               "study does: where an arm's lead over windows ends when these learn more, the lead "
+               "was one of training. Means over the seeds that each side has, on the pairs that "
+               "both have scored."],
+    )  # fmt: skip
 
 
 def search_part(results: Path, name: str) -> dict[str, Any] | None:

@@ -266,11 +266,11 @@ def chosen_rate(plan: RunPlan, shop: Workshop, work: Path, results: Path, lines:
     if not grid.rates:
         return grid.train.learning_rate
     if not plan.first:
-        file = results / f"{plan.arm.first}.jsonl"
-        tried = [line for line in read_lines(file) if line["what"] == "pilot"]
-        if len(tried) < len(grid.rates):
+        tried = pilots_of(results / f"{plan.arm.first}.jsonl", grid)
+        if not tried:
             raise TwinlineError(
-                f"{plan.key} takes the learning rate that {file.stem} chooses: run that before it."
+                f"{plan.key} takes the learning rate that {plan.arm.first} chooses: run that "
+                "before it."
             )
     else:
         for rate in grid.rates:
@@ -284,6 +284,12 @@ def chosen_rate(plan: RunPlan, shop: Workshop, work: Path, results: Path, lines:
                 lines.add({"what": "pilot", "rate": rate, "pearson": curve[-1]["pearson"]})
         tried = [line for line in lines.lines if line["what"] == "pilot"]
     return float(max(tried, key=lambda line: line["pearson"])["rate"])
+
+
+def pilots_of(file: Path, grid: Grid) -> list[dict[str, Any]]:
+    """The pilots in a run's results; none unless every rate has been tried."""
+    tried = [line for line in read_lines(file) if line["what"] == "pilot"]
+    return tried if len(tried) == len(grid.rates) else []
 
 
 def start_of(

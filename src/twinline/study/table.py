@@ -16,7 +16,7 @@ from ..errors import TwinlineError
 from ..files import read_lines
 from ..statistics import Correlation, mean_difference, resampled_pearsons
 from .grid import NATIVE
-from .measure import COSTS, PowerLaw, power_law, reached
+from .measure import COMMON, COSTS, PowerLaw, power_law, reached
 
 LINEAR_TIME = ("linear", "hybrid", "hybrid-off", "lightning")
 """Arms that read a whole text in time linear in its length; hybrid-off in blocks that know nothing
@@ -33,8 +33,11 @@ FEWEST = 20
 """Pairs below which a part of a test says nothing."""
 FIELDS = (
     "arm", "pooling", "construction", "carrier", "train_length", "eval_length", "split", "pearson",
-    "ci_low", "ci_high", "seed", "pairs", "steps_to_080", "tokens_to_080", "seconds", "machine",
+    "ci_low", "ci_high", "seed", "pairs", "steps_to_080", "tokens_to_080", "at_most", "seconds",
+    "machine",
 )  # fmt: skip
+"""Of results/NAME.json; ``at_most``: what ``steps_to_080`` and ``tokens_to_080`` are, where a stage
+starts above 0.80."""
 
 CELL = ("arm", "train_length", "split", "construction", "carrier", "eval_length")
 """What names a score within a run."""
@@ -62,6 +65,21 @@ class Table:
         sets = {set_key(line): line for line in read_lines(folder / "pairs.jsonl")}
         return cls(folder.name, runs, sets)
 
+    def beside(self, other: Table, suffix: str) -> tuple[Table, list[str]]:
+        """Both tables' runs, and the names of ``other``'s arms in it, which end in ``suffix``."""
+        named = []
+        for lines in other.runs:
+            if lines[0]["arm"] != NATIVE:
+                named.append(
+                    [
+                        {**line, **{k: line[k] + suffix for k in ("run", "arm") if k in line}}
+                        for line in lines
+                    ]
+                )
+        arms = list(dict.fromkeys(line["arm"] for lines in named for line in lines
+                                  if line["what"] == "test"))  # fmt: skip
+        return Table(self.name, [*self.runs, *named], {**other.sets, **self.sets}), arms
+
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """One flat row for every test of every run: ``FIELDS``, and the scores as ``scores``.
@@ -75,12 +93,14 @@ class Table:
             for line in lines:
                 if line["what"] != "test":
                     continue
-                costs = reached(curves.get(line["train_length"], []), 0.80).costs
+                at = reached(curves.get(line["train_length"], []), COMMON)
+                costs = at.costs
                 made[(head["run"], *(line[k] for k in CELL))] = {
                     **{k: head[k] for k in ("pooling", "seed", "machine")},
                     **{k: v for k, v in line.items() if k != "what"},
                     "steps_to_080": costs and round(costs["steps"]),
                     "tokens_to_080": costs and round(costs["tokens"]),
+                    "at_most": at.at_start if costs else None,
                 }
         return list(made.values())
 
@@ -247,15 +267,16 @@ def unseen(table: Table, row: dict[str, Any]) -> float | None:
 
 def law_of_length(
     table: Table, rows: list[dict[str, Any]]
-) -> tuple[PowerLaw | None, tuple[float, float] | None]:
-    """``measure.power_law`` of the ``rows`` on the pairs that all of them have scored, and the 95 %
-    interval of its exponent, bootstrapped over these pairs; of fewer than 20 the law is of each
-    row's own pairs and has no interval.
+) -> tuple[PowerLaw | None, tuple[float, float] | None, int]:
+    """``measure.power_law`` of the ``rows`` on the pairs that all of them have scored, the 95 %
+    interval of its exponent, bootstrapped over these pairs, and how many these are; of fewer than
+    20 the law is of each row's own pairs and has no interval.
     """
     lengths = [row["eval_length"] for row in rows]
     every = on_common([scored(table, row) for row in rows])
     if len(every[0].rows) < FEWEST:
-        return power_law(lengths, [row["pearson"] for row in rows]), None
+        own = min(row["pairs"] for row in rows)
+        return power_law(lengths, [row["pearson"] for row in rows]), None, own
     whole = np.ones(len(every[0].rows), dtype=np.bool_)
     law = power_law(lengths, [one.pearson(whole) for one in every])
     drawn = resampled_pearsons([one.scores for one in every], every[0].gold)
@@ -263,7 +284,7 @@ def law_of_length(
     off = logs - logs.mean()
     slopes = off @ np.log((1 - drawn).clip(1e-6)) / (off @ off)
     low, high = np.nanpercentile(slopes, (2.5, 97.5))
-    return law, (float(low), float(high))
+    return law, (float(low), float(high)), len(whole)
 
 
 def among(table: Table, wanted: dict[str, Any], rows: NDArray[np.float64]) -> Scored | None:
