@@ -19,7 +19,7 @@ from twinline.training import converted, student, teach, training_pairs
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
-GRIDS = {"study-gpu.yaml": 4, "study.yaml": 20, "study-small.yaml": 2}
+GRIDS = {"study-gpu.yaml": 4, "study.yaml": 24, "study-small.yaml": 2}
 """Grids of the length study, and how many runs each has."""
 
 

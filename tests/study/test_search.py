@@ -91,6 +91,14 @@ def test_arms_are_trained_tested_and_compared(
         ("arms: [{name: a}, {name: a}]", "one or more of distinct names"),
         ("arms: [{nmae: a}]", "arms, number 1 has no option 'nmae'"),
         ("train: {rule: middle}", "rule must be one of prefix, suffix, random, mixed"),
+        ("arms: [{name: a, similarity: stac}]", "similarity must be one of cosine, stca, not"),
+        ("arms: [{name: a, windows: -3}]", "windows must be at least 16, not -3"),
+        ("arms: [{name: a/b}]", "a name must be letters, digits and hyphens, not 'a/b'"),
+        ("{collections: [qmsun], arms: [{name: a}]}", "among qmsum, squality, not 'qmsun'"),
+        ("{asked: [ask], arms: [{name: a}]}", "asked must be among question, answer, not 'ask'"),
+        ("{texts: [novel], arms: [{name: a}]}", "texts must be among .*not 'novel'"),
+        ("{seeds: [], arms: [{name: a}]}", "must name at least one each"),
+        ("{train: {listwise: 1.0}, arms: [{name: a}]}", "train.listwise needs a teacher"),
     ],
 )
 def test_a_typo_is_refused(tmp_path: Path, text: str, told: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ..data.carriers import CARRIERS
 from ..data.long import CONSTRUCTIONS
 from ..data.pairs import TASKS
+from ..data.texts import DOCUMENTS
 from ..errors import TwinlineError
 from ..files import fingerprint
 from ..options import (
@@ -22,9 +23,12 @@ from ..options import (
     at_least,
 )
 from ..recipe import chosen, read_recipe
+from .checks import SHORTEST, choice, numbers, plain, rising, source
 
 POOLINGS = ("latent", "sentence", "mean")
 WINDOW = 512
+TAUGHT = tuple(name for name in CONSTRUCTIONS if name != "composite")
+"""What can be trained on: a composite's score is not its first pair's."""
 NATIVE = "softmax-native"
 """The softmax student on the unmodified pairs: what retention is counted against."""
 
@@ -56,42 +60,6 @@ ARMS = {
 def trained_as(name: str) -> str:
     """The arm whose weights an arm reads."""
     return next((arm for arm, kind in ARMS.items() if name in kind.also), name)
-
-
-def choice(name: str, values: tuple[Any, ...], allowed: tuple[Any, ...] | dict[str, Any]) -> None:
-    """Refuse values that are not allowed, or twice there."""
-    for value in values:
-        if value not in allowed:
-            known = ", ".join(str(a) for a in allowed)
-            raise TwinlineError(f"{name} must be among {known}, not {value!r}.")
-    if len(set(values)) < len(values):
-        raise TwinlineError(f"{name} names something twice: {', '.join(map(str, values))}.")
-
-
-def source(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Refuse a source of data that is neither known by name nor a file."""
-    if value not in known and not Path(value).is_file():
-        raise TwinlineError(
-            f"{name} must be among {', '.join(known)}, or a file that exists, not {value!r}."
-        )
-
-
-def numbers(name: str, values: Any, kind: type[int] | type[float], least: float = 0) -> None:
-    """Refuse what is no list of numbers of a kind, or has one below ``least``."""
-    if not isinstance(values, tuple) or not all(
-        isinstance(v, kind) and not isinstance(v, bool) and v >= least for v in values
-    ):
-        hint = " (write 1.0e-4 for 1e-4)" if kind is float else ""
-        raise TwinlineError(
-            f"{name} must be a list of {kind.__name__}s of at least {least}, not {values!r}{hint}."
-        )
-
-
-def rising(name: str, values: tuple[int, ...]) -> None:
-    """Refuse stages that do not grow: each is a training of its own."""
-    numbers(name, values, int, 16)
-    if list(values) != sorted(set(values)):
-        raise TwinlineError(f"{name} must rise stage by stage, not {values}.")
 
 
 @dataclass(frozen=True)
@@ -126,6 +94,12 @@ class ArmOptions:
     def __post_init__(self) -> None:
         choice("an arm's name", (self.name,), ARMS)
         choice("poolings", self.poolings, POOLINGS)
+        plain("an arm's label", self.label)
+        if self.label in {*ARMS, *(name for kind in ARMS.values() for name in kind.also)}:
+            raise TwinlineError(f"The label {self.label!r} is an arm's own name: give another.")
+        if self.model.attention != ModelOptions().attention or self.model.pooling:
+            raise TwinlineError("A model's attention and pooling are the arm's name and poolings.")
+        at_least(self, SHORTEST, "real")
         rising("train_lengths", self.train_lengths)
         numbers("seeds", self.seeds, int)
         numbers("an arm's steps", self.steps, int)
@@ -189,8 +163,7 @@ class FinishOptions:
         if not 0 <= self.keep < 1:
             raise TwinlineError(f"keep must be at least 0 and below 1, not {self.keep}.")
         numbers("soften", self.soften, float)
-        taught = tuple(name for name in CONSTRUCTIONS if name != "composite")
-        choice("constructions that finish a run", tuple(set(self.constructions)), taught)
+        choice("constructions that finish a run", tuple(set(self.constructions)), TAUGHT)
         for name in self.sources:
             source("sources", name, (*TASKS, "builtin"))
         given = self.constructions or self.sources or self.soften or self.keep
@@ -224,11 +197,12 @@ class EvalOptions:
 
     def __post_init__(self) -> None:
         choice("construction", (self.construction,), (*CONSTRUCTIONS, "native"))
-        numbers("a test's lengths", self.lengths, int)
+        least = 0 if self.construction == "native" else SHORTEST
+        numbers("a test's lengths", self.lengths, int, least)
         rising("a test's train_lengths", self.train_lengths)
         numbers("a test's pairs", (2 if self.pairs is None else self.pairs,), int, 2)
-        if (self.construction == "native") != (self.lengths == (0,)):
-            raise TwinlineError("native pairs have lengths [0], long ones lengths above 0.")
+        if self.construction == "native" and self.lengths != (0,):
+            raise TwinlineError("native pairs have lengths [0]: leave lengths out.")
 
 
 @dataclass(frozen=True)
@@ -291,9 +265,10 @@ class Grid:
     """What is reported."""
 
     def __post_init__(self) -> None:
-        choice("constructions", tuple(set(self.constructions)), CONSTRUCTIONS)
+        plain("name", self.name)
+        choice("constructions", tuple(set(self.constructions)), TAUGHT)
         if not self.constructions:
-            raise TwinlineError(f"constructions must name one of {', '.join(CONSTRUCTIONS)}.")
+            raise TwinlineError(f"constructions must name one of {', '.join(TAUGHT)}.")
         at_least(self, 2, "curve_pairs")
         if not self.arms:
             raise TwinlineError("arms must name at least one arm.")
@@ -337,10 +312,14 @@ class Grid:
         source("carrier", self.carrier, CARRIERS)
         for carrier in self.train_carriers:
             source("train_carriers", carrier, CARRIERS)
+        for texts in self.transfer_texts:
+            source("transfer_texts", texts, (*TASKS, *DOCUMENTS, "builtin"))
+        trained = tuple(dict.fromkeys(n for run in self.runs() for n in run.stages))
         for test in (*self.validation, *self.test):
             choice("a test's arms", test.arms, known)
             choice("a test's seeds", test.seeds, seeds)
             choice("a test's poolings", test.poolings, poolings)
+            choice("a test's train_lengths", test.train_lengths, trained)
             if test.carrier is not None:
                 source("a test's carrier", test.carrier, CARRIERS)
         if self.rates and not self.pilot:

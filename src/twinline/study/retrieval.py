@@ -14,7 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from torch.nn import functional as F
 
-from ..data.retrieval import load_retrieval
+from ..data.pairs import TASKS
+from ..data.retrieval import ASKED, COLLECTIONS, load_retrieval
+from ..data.texts import DOCUMENTS
 from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..evaluate import from_scores, ndcg10
@@ -24,6 +26,7 @@ from ..options import ModelOptions, RetrievalOptions, RetrievalRecipe, TransferO
 from ..recipe import chosen, read_recipe
 from ..statistics import Correlation, clustered_mean
 from ..training.retrieval import searcher
+from .checks import SHORTEST, choice, numbers, plain, source
 
 TASK = ("collection", "asked", "split")
 COUNTED = ("queries", "documents", "ambiguous", "encoding_seconds", "seconds")
@@ -83,6 +86,20 @@ class SearchGrid:
         names = [arm.name for arm in self.arms]
         if not names or len(set(names)) < len(names):
             raise TwinlineError(f"arms must be one or more of distinct names, not {names}.")
+        for name in (self.name, *names):
+            plain("a name", name)
+        choice("collections", self.collections, COLLECTIONS)
+        choice("asked", self.asked, ASKED)
+        for text in self.texts:
+            source("texts", text, (*TASKS, *DOCUMENTS, "builtin"))
+        numbers("seeds", self.seeds, int)
+        for arm in self.arms:
+            if arm.windows is not None and arm.windows < SHORTEST:
+                raise TwinlineError(f"windows must be at least {SHORTEST}, not {arm.windows}.")
+        if not (self.collections and self.asked and self.seeds):
+            raise TwinlineError("collections, asked and seeds must name at least one each.")
+        if self.train.listwise and not self.teacher:
+            raise TwinlineError("train.listwise needs a teacher: name one, or leave listwise out.")
 
     def runs(self) -> Iterator[tuple[SearchArm, int]]:
         return ((arm, seed) for seed in self.seeds for arm in self.arms)

@@ -17,6 +17,7 @@ from ..data import Pairs, load, load_texts
 from ..data.carriers import load_carrier
 from ..data.long import Builder, LongPairs, long_pairs
 from ..encoder import Encoder
+from ..errors import TwinlineError
 from ..files import fingerprint, read_lines, whole_file, write_whole
 from ..loop import Run
 from ..recipe import chosen
@@ -28,6 +29,8 @@ from .measure import flops
 
 SHORT = 32
 """Tokens of a text at native length, for its floating-point operations."""
+MOST_PAIRS = 2**16
+"""Of a split that is tested on: a result keeps each row's number in two bytes."""
 SEED = 0
 """Of what is tested on: the same texts for every run."""
 
@@ -175,6 +178,11 @@ class Workshop:
     ) -> LongPairs:
         """The fixed pairs of a test: the same for every run."""
         pairs = self.pairs(split)
+        if len(pairs) > MOST_PAIRS:
+            raise TwinlineError(
+                f"{self.grid.data} has {len(pairs):,} pairs in {split}; results tell the rows of "
+                f"up to {MOST_PAIRS:,}: give a file with fewer."
+            )
         rows = np.arange(len(pairs))
         if count is not None and count < len(pairs):
             rows = np.sort(np.random.default_rng(SEED).permutation(len(pairs))[:count])
