@@ -462,6 +462,15 @@ def test_arms_are_held_against_those_of_more_training(finished: Path, tmp_path: 
     assert longer_part(table, results) is None
 
 
+def test_a_split_with_more_rows_than_results_can_tell_is_refused(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Workshop(read_grid(finished / "grid.yaml"), finished / "work")
+    monkeypatch.setattr("twinline.study.workshop.MOST_PAIRS", 5)
+    with pytest.raises(TwinlineError, match="pairs in test; results tell the rows of up to 5"):
+        shop.long("context", 64, "builtin", "test", 3)
+
+
 def test_results_of_another_grid_are_refused(finished: Path, tiny_bert: Path) -> None:
     other = finished / "other"
     other.mkdir(exist_ok=True)

@@ -290,6 +290,11 @@ class Grid:
                 )
         replace(self.lengths, greatest=self.train_lengths)  # refuses what does not rise
         for run in self.runs():
+            if "repeat" in self.constructions and run.virtual:
+                raise TwinlineError(
+                    f"repeat has no prose to lend: give the arm {run.arm.known} virtual: false, or "
+                    "leave repeat out of constructions."
+                )
             for name in ("steps", "pooling_steps"):
                 if (given := getattr(run.arm, name)) and len(given) != len(run.stages):
                     raise TwinlineError(
