@@ -75,6 +75,8 @@ class Builder:
         tokenizer: what counts tokens, with the special tokens that it adds.
         carrier: prose; None only for ``repeat``.
         seed: another seed draws other prose and other places.
+    Raises: TwinlineError for a construction that is not known, or that lacks its carrier, pairs or
+        scores.
     """
 
     def __init__(

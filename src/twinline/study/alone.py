@@ -24,6 +24,7 @@ def found_lengths_of(plan: RunPlan, stage: int) -> Lengths:
 
 
 def drawn(plan: RunPlan, stage: int, find: FindOptions, steps: int) -> Lengths:
+    """The lengths of ``steps`` steps in which a pooling learns alone at a stage's length."""
     longest = min(plan.stages[stage], plan.kind.windows or plan.stages[stage])
     options = LengthOptions(
         least=min(plan.grid.lengths.least, longest), greatest=(longest,),

@@ -45,7 +45,8 @@ def kept(value: float | None, native: float | None) -> str:
     return "" if value is None or native is None else f" ({value / native:.0%})"
 
 
-def lengths_of(table: Table, arm: str, pooling: str) -> list[int]:
+def told_lengths(table: Table, arm: str, pooling: str) -> list[int]:
+    """At which the arm, trained to its longest, has been scored on the main test."""
     at = main_test(table, reported_split(table))
     found = table.lengths(arm=arm, pooling=pooling, train_length=longest(table), **at)
     return [n for n in found if n]
@@ -76,7 +77,7 @@ def best(table: Table, arm: str, pooling: str) -> str:
     native = yardstick(table)
     told = ", ".join(
         f"{number(found)}{kept(found, native)} at {n:,} tokens"
-        for n in lengths_of(table, arm, pooling)
+        for n in told_lengths(table, arm, pooling)
         for found in [value(table, arm, pooling, n)]
     )
     base = (
@@ -114,7 +115,7 @@ def by_itself(table: Table, arm: str, pooling: str) -> str:
     if arm == "linear":
         return "linear by itself is that student."
     at = main_test(table, reported_split(table))
-    lines = [n for n in lengths_of(table, arm, pooling)
+    lines = [n for n in told_lengths(table, arm, pooling)
              if value(table, "linear", pooling, n) is not None]  # fmt: skip
     if not lines:
         return f"linear by itself is not finished with {pooling} pooling."
@@ -165,7 +166,7 @@ def whole_split(table: Table, arm: str, pooling: str) -> str:
     """The same question to the runs that have scored more pairs than others of their arm."""
     at = {**main_test(table, reported_split(table)), "train_length": longest(table)}
     told = []
-    for length in lengths_of(table, arm, pooling):
+    for length in told_lengths(table, arm, pooling):
         here = {**at, "pooling": pooling, "eval_length": length}
         counts = {r["pairs"] for r in table.find(arm=arm, **here)}
         if len(counts) < 2:
@@ -216,7 +217,7 @@ def genres(table: Table, arm: str, pooling: str) -> str:
     split = reported_split(table)
     mine = {"arm": arm, "pooling": pooling, "train_length": longest(table)}
     native = table.find(construction="native", split=split, **mine)[:1]
-    for length in reversed(lengths_of(table, arm, pooling)):
+    for length in reversed(told_lengths(table, arm, pooling)):
         rows = table.find(eval_length=length, **mine, **main_test(table, split))[:1]
         found = [by_genre(table, row) for row in (*rows, *native)]
         if len(found) == 2 and found[0] and all(of == of for one in found for of in one.values()):
@@ -236,7 +237,7 @@ def against_others(table: Table, arm: str, pooling: str) -> list[str]:
     for other in ("softmax-windows512", "softmax-cut512", "softmax-full"):
         made = [
             (n, difference(table, arm, other, pooling, n, **at))
-            for n in lengths_of(table, arm, pooling)
+            for n in told_lengths(table, arm, pooling)
         ]
         told = "; ".join(f"{interval(found)} at {n:,}" for n, found in made if found)
         trained = max((r["train_length"] for r in table.find(arm=other, pooling=pooling, **at)),

@@ -208,6 +208,8 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
 
     Every line of its results is written when it is known. The weights of each stage stay under the
     work folder; where they are gone, a stage whose tests are not all there is trained again.
+    Raises: TwinlineError if the results there are of another version of the grid, or the run that
+        chooses the learning rate is not there.
     """
     work = shop.work / f"{plan.key}-{plan.identity}"
     lines = Results(results / f"{plan.key}.jsonl", plan)
@@ -261,7 +263,10 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
 
 
 def chosen_rate(plan: RunPlan, shop: Workshop, work: Path, results: Path, lines: Results) -> float:
-    """The learning rate that is best on validation after a pilot of the arm's first run."""
+    """The learning rate that is best on validation after a pilot of the arm's first run.
+
+    Raises: TwinlineError if that run is not there.
+    """
     grid = plan.grid
     if not grid.rates:
         return grid.train.learning_rate
@@ -318,7 +323,10 @@ def complete(plan: RunPlan, file: Path) -> bool:
 
 
 def run_yardstick(grid: Grid, shop: Workshop, results: Path) -> None:
-    """The softmax student on the unmodified pairs: what retention is counted against."""
+    """The softmax student on the unmodified pairs: what retention is counted against.
+
+    Raises: TwinlineError if the results there are of another teacher.
+    """
     file = results / "softmax-native.jsonl"
     lines = read_lines(file)
     if lines and lines[0].get("identity") != grid.teacher_identity:

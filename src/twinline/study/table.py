@@ -215,6 +215,7 @@ def on_common(every: Sequence[Scored]) -> list[Scored]:
 
 
 def scored(table: Table, row: dict[str, Any]) -> Scored:
+    """A row's pairs and scores."""
     about = table.sets[set_key(row)]
     return Scored(
         unpacked(about["rows"], "<u2"),
@@ -349,7 +350,10 @@ def reported_split(table: Table) -> str:
 
 
 def main_test(table: Table, split: str) -> dict[str, Any]:
-    """What is asked above all: ``context`` on the study's own prose."""
+    """What is asked above all: ``context`` on the study's own prose.
+
+    Raises: TwinlineError if nothing of it is finished.
+    """
     for row in table.rows:
         if row["construction"] == "context":
             return {"construction": "context", "carrier": row["carrier"], "split": split}

@@ -190,6 +190,7 @@ def learn_to_find(
         evaluate: logged every ``evaluate_every`` steps, at the start and at the end.
         folder: checkpoints and ``metrics.jsonl``; a run found there goes on.
     Returns: the run; its tokens are those of the texts that were made, not read.
+    Raises: TwinlineError if the student's is no pooling by the sentence.
     """
     options = options or FindOptions()
     pool = pooling_of(student)
@@ -244,6 +245,7 @@ def soften(
         pairs: long ones with scores, read once; other than those that it learned from.
         factors: what is tried.
     Returns: the best of the factors.
+    Raises: TwinlineError if the student's is no pooling by the sentence.
     """
     pool = pooling_of(student)
     ids = student.tokenize([*pairs.sentence1, *pairs.sentence2])[0]
@@ -299,7 +301,10 @@ def what_is_read(
     builders: tuple[Builder, ...], longest: int, options: FindOptions, seed: int,
     windows: int | None,
 ) -> tuple[list[Short], list[tuple[str, Document]]]:  # fmt: skip
-    """Short texts of the training pairs, and stretches of prose with the documents they are of."""
+    """Short texts of the training pairs, and stretches of prose with the documents they are of.
+
+    Raises: TwinlineError if no pair fits.
+    """
     stretch = min(longest, windows or longest)
     draw = np.random.default_rng((seed, 3))
     carriers = {b.carrier.name: b for b in builders if b.carrier is not None}
