@@ -191,11 +191,17 @@ def whole_split(table: Table, arm: str, pooling: str) -> str:
 
 
 def overview(table: Table) -> str:
-    """Arms and poolings by length, and ``keyed``: means over seeds, as a Markdown table."""
+    """Arms and poolings by length, in other prose, and ``keyed``: means over seeds, as a Markdown
+    table."""
     split = reported_split(table)
     main = main_test(table, split)
     lengths = [n for n in table.lengths(**main) if n]
     tests = [(f"{n:,}", {**main, "eval_length": n}) for n in lengths]
+    for carrier in table.names("carrier"):
+        other = {**main, "carrier": carrier}
+        if carrier and other != main:
+            lengths = table.lengths(**other)
+            tests += [(f"in {carrier}, {n:,}", {**other, "eval_length": n}) for n in lengths]
     for n in table.lengths(construction="keyed", split=split):
         tests.append(
             (f"`keyed`, {n:,}", {"construction": "keyed", "split": split, "eval_length": n})

@@ -35,7 +35,8 @@ code { background: #f4f4f4; padding: 0.1rem 0.3rem; }
 <p class="command">Run it again: <code>{{ part.command or command }}</code></p>
 {% endfor %}
 <p class="command">Each command makes everything again, from training on, in the folder again;
-add <code>--runs KEY</code> for a single run ({{ runs }}).</p>
+add <code>--runs KEY</code> for a single run, and that of its arm's first run where this chooses its
+learning rate ({{ runs }}).</p>
 <p class="command">Machine: {{ machines }}.</p>
 </body></html>
 """
