@@ -5,8 +5,17 @@ from __future__ import annotations
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, cast, get_args, get_origin
-from typing import get_type_hints as hints_of
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from .errors import TwinlineError
 
@@ -52,7 +61,7 @@ def build(kind: type[Options], values: dict[str, Any], where: str) -> Options:
 
     Raises: TwinlineError naming ``where``, the key and what is allowed.
     """
-    hints = hints_of(kind)
+    hints = get_type_hints(kind)
     known = {f.name: f for f in fields(kind)}
     made: dict[str, Any] = {}
     for name, value in values.items():

@@ -56,8 +56,8 @@ def curve_part(table: Table) -> dict[str, Any]:
                "are pilots, which choose a learning rate. ≤: it was there already where its stage "
                "started. The rate is constant but for a cooldown at each stage's end, behind "
                "which the curve's last point lies; each point is of few validation pairs (the "
-               "grid's curve_pairs). Seconds are as they came: runs of several days, two at a "
-               "time, on machines with neighbours; compare tokens and FLOP.",
+               "grid's curve_pairs). Seconds are as they came, on machines that did other things "
+               "too; compare tokens and FLOP.",
                *filter(None, (transfers(table), softened(table)))],
     )  # fmt: skip
 
@@ -103,10 +103,9 @@ def arm_part(table: Table) -> dict[str, Any]:
                 "rate", "date"]  # fmt: skip
     return part(
         "The runs", tables=[{"caption": "As trained", "head": head_row, "rows": rows}],
-        texts=["Arms differ in more than attention: what helped an arm on validation it was given "
-               "(docs/architecture.md), and lightning has had no such work. A rate is chosen by "
-               "the pilots of an arm's first run, below; poolings of one entry of the grid share "
-               "it."],
+        texts=["Arms may differ in more than attention: in the options that their entry of the "
+               "grid gives. A rate is chosen by the pilots of an arm's first run, below; poolings "
+               "of one entry share it."],
     )  # fmt: skip
 
 
