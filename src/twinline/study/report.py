@@ -310,21 +310,25 @@ def longer_part(table: Table, results: Path) -> dict[str, Any] | None:
     for pooling, arm, other, length in product(
         table.poolings, own_arms(table), named, both.lengths(**at)
     ):
-        made = difference(both, arm, other, pooling, length, **at)
-        if made is not None:
-            rows.append([f"{arm} − {other}", pooling, f"{length:,}", interval(made),
-                         str(made.count)])  # fmt: skip
+        found = figures.trained_longest(both, arm=arm, pooling=pooling, eval_length=length, **at)
+        most = max((r["pairs"] for r in found), default=0)
+        for given in ({}, {"pairs": most}):  # all seeds; those that have scored the most pairs
+            made = difference(both, arm, other, pooling, length, **at, **given)
+            seeds = ", ".join(str(r["seed"]) for r in found if r["pairs"] == most or not given)
+            row = [f"{arm} − {other}", pooling, f"{length:,}", interval(made), seeds]
+            if made is not None and (row := [*row, f"{made.count:,}"]) not in rows:
+                rows.append(row)
     if not rows:
         return None
-    head = ["difference", "pooling", "tokens", "Pearson, 95 % interval", "pairs"]
+    head = ["difference", "pooling", "tokens", "Pearson, 95 % interval", "seeds", "pairs"]
     again = RUN_AGAIN.format(name=folder.name)
     return part(
         "Against more training", tables=[{"caption": f"{split} split", "head": head, "rows": rows}],
         command=again,
         texts=[f"recipes/{folder.name}.yaml trains longer, on texts that are really read, than the "
                "study does: where an arm's lead over windows ends when these learn more, the lead "
-               "was one of training. Means over the seeds that each side has, on the pairs that "
-               "both have scored."],
+               "was one of training. Means over the seeds named, on the pairs that all sides have "
+               "scored."],
     )  # fmt: skip
 
 
