@@ -9,8 +9,22 @@ import pytest
 from pyarrow import parquet
 
 from twinline.data import builtin_pairs, load_texts, sentences, stretches
+from twinline.data.carriers import of_split
 from twinline.errors import TwinlineError
 from twinline.text import clean_text
+
+
+def test_novels_are_those_of_training_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "novels").mkdir()
+    names = [f"novel {number}" for number in range(10)]
+    table = arrow.table({"id": names, "text": [f"The text of {name}." for name in names]})
+    parquet.write_table(table, tmp_path / "novels/train.parquet")
+    monkeypatch.setenv("TWINLINE_DATA", str(tmp_path))
+    own = {split: of_split(names, split) for split in ("train", "validation", "test")}
+    assert all(own.values())
+    assert load_texts("novels") == [f"The text of {name}." for name in own["train"]]
 
 
 @pytest.mark.parametrize(

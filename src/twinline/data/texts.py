@@ -82,7 +82,7 @@ def _texts_of(source: Source) -> Iterable[str]:
         if source != "novels":
             return texts
         # What long pairs are tested in is not trained on, be it without labels.
-        names = [str(name) for name in table.columns["id"]]
+        names = [str(name) for name in table.columns.get("id", range(len(table)))]
         kept = set(carriers.of_split(names, "train"))
         return [text for name, text in zip(names, texts, strict=True) if name in kept]
     if isinstance(source, str) and source in pairs.NAMED:
