@@ -22,8 +22,9 @@ class Encoder(Reader):
         model: a folder that ``save`` wrote, a ``TwinlineModel``, or any convertible encoder by path
             or name (then with its own softmax attention).
         tokenizer: only for a ``TwinlineModel`` whose ``name_or_path`` holds none.
-        similarity: "cosine", "dot", or a learned head: "dse" reads two vectors, "stca" what
-            ``store`` keeps of a long text too; by default what the folder holds.
+        similarity: "cosine", "dot", or a learned head: "dse" reads two vectors, "stca" and "late"
+            what ``store`` keeps of a long text too, its blocks or its sentences; by default what
+            the folder holds.
         device: where to run; by default a GPU if there is one.
         max_tokens: longest text to read, special tokens counted; None reads texts of any length.
         on_overflow: what happens to a longer one: "error", "warn" (cut, with a warning) or
@@ -71,7 +72,7 @@ class Encoder(Reader):
                 f"The similarity {self.similarity_name!r} reads stored states, not vectors alone: "
                 "give what store returns, or texts to score and rank."
             )
-        return Stored(given.vectors, given.states.float(), given.mask)
+        return given.widened()
 
     def vectors(self, given: Any) -> Tensor:
         """Vectors as a (count, dimension) tensor on the encoder's device."""

@@ -450,7 +450,7 @@ class DistillRecipe(DataOptions):
     texts: tuple[str, ...] = ()
     """Unlabelled text for attention transfer: files or tasks; without any, the pairs' own."""
     transfer: TransferOptions = field(default_factory=TransferOptions)
-    similarity: Literal["cosine", "dot", "dse", "stca"] = "cosine"
+    similarity: Literal["cosine", "dot", "dse", "stca", "late"] = "cosine"
     """How two vectors make a score."""
     teacher: tuple[str, ...] = ()
     """Folders of the teacher's scorers; several are averaged."""

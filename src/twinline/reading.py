@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,9 +32,10 @@ from .layout import load_head, load_prompts, save_folder
 from .model import TwinlineModel
 from .precision import check_dtype, fastest, to_int8
 from .progress import Progress
+from .sentences import sentence_starts
 from .similarity import SIMILARITIES
 from .sources import find_model, read_config
-from .stored import Stored, block_states, joined
+from .stored import Stored, block_states, joined, sentence_states
 from .windows import averages, cut
 
 GPU_TOKENS = 262_144
@@ -64,10 +65,17 @@ class Reading:
     """(rows, length), True where a token is real."""
     weights: tuple[Tensor, ...]
     """What a learned pooling gave each token, layer by layer: see ``pooling``."""
+    starts: Tensor | None = None
+    """(rows, length), True where a sentence begins, if the head reads sentences."""
+    owner: Tensor | None = None
+    """The text that each row is a window of, (rows,); None: each is a text."""
 
     def stored(self) -> Stored:
         """The texts as a head that reads states takes them."""
-        return Stored(self.vectors, *block_states(self.states, self.mask))
+        if self.starts is None:
+            return Stored(self.vectors, *block_states(self.states, self.mask))
+        of = self.states, self.starts, self.mask, self.weights[-1], self.owner
+        return Stored(self.vectors, *sentence_states(*of))
 
 
 Vectors = np.ndarray[Any, Any] | Tensor | list[Tensor]
@@ -122,11 +130,16 @@ class Reader:
             name = similarity or name
             head = SIMILARITIES[name](width)
         self.similarity_name, self.head = name, head
-        self.reads_states = bool(getattr(head, "reads_states", False))
-        if self.reads_states and (windows or width != self.model.config.hidden_size):
+        self.reads_states: str | None = getattr(head, "reads_states", None)
+        if self.reads_states == "blocks" and (windows or width != self.model.config.hidden_size):
             raise TwinlineError(
                 f"similarity {name!r} reads the states of whole texts beside a vector of the same "
                 "width: leave out windows, and pool by mean, cls or latent."
+            )
+        if self.reads_states == "sentences" and not self.model.pooled_by_sentence:
+            raise TwinlineError(
+                f"similarity {name!r} reads the sentences that a learned pooling weighs: convert "
+                "with pooling='sentence' (or 'latent') and sentences=True, and train it."
             )
         self.max_tokens, self.on_overflow, self.windows = max_tokens, on_overflow, windows
         self.dtype = check_dtype(dtype)
@@ -254,7 +267,11 @@ class Reader:
             vectors = averages(vectors, owner, lent.reads if lent else None)
         if self.model.config.normalize:
             vectors = F.normalize(vectors, dim=-1)
-        return Reading(vectors, output.last_hidden_state, mask, output.attentions)
+        made = Reading(vectors, output.last_hidden_state, mask, output.attentions, owner=owner)
+        if self.reads_states != "sentences":
+            return made
+        assert self.model.roles is not None
+        return replace(made, starts=sentence_starts(padded.to(self.device), mask, self.model.roles))
 
     def encode(
         self,
@@ -367,9 +384,11 @@ class Reader:
         show_progress_bar: bool | None = False,
         **others: Any,
     ) -> Stored:
-        """Texts as they are stored for a head that reads states: vectors and block states.
+        """Texts as they are stored for a head that reads states: vectors, and states of blocks or
+        of sentences (``stored``).
 
-        Options as ``encode``'s. States are kept in float16: N / 128 of them for N tokens.
+        Options as ``encode``'s. States are kept in float16: N / 128 of them for N tokens, or at
+        most 32 sentences.
         """
         for name in others:
             raise TwinlineError(f"store, which this score head reads from, has no option {name!r}.")
@@ -379,8 +398,7 @@ class Reader:
         parts: dict[int, Stored] = {}
         with Progress("encoding", total=len(ids), show=show_progress_bar) as progress:
             for batch in budget_batches([len(row) for row in ids], self.default_batch_tokens()):
-                made = self.read([ids[i] for i in batch]).stored()
-                kept = Stored(made.vectors, made.states.half(), made.mask)
+                kept = self.read([ids[i] for i in batch]).stored().halved()
                 parts |= {i: kept[place : place + 1] for place, i in enumerate(batch)}
                 progress.advance(len(batch))
         return joined([parts[i] for i in range(len(ids))])

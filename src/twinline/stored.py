@@ -1,7 +1,9 @@
-"""What is kept of a candidate beside its vector: the mean of its token states, block by block.
+"""What is kept of a candidate beside its vector, in float16: states by the block or the sentence.
 
 Target-to-history cross attention (arXiv 2511.06077) then reads a long candidate for one query
-without encoding it again: a text of N tokens stores N / 128 states, in float16.
+without encoding it again: a text of N tokens stores N / 128 means of its token states. Late
+interaction compares sentences: of a text of any length it stores the ``KEPT`` of them that its
+pooling weighs most, and what they weigh.
 """
 
 from __future__ import annotations
@@ -13,58 +15,112 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .stca import Sentences
+
 BLOCK = 128
 """Real tokens of a block."""
+KEPT = 32
+"""Sentences of a text: chosen among 4, 8, 16, 32, 64 and all of them on 200 validation pairs of
+2,048 tokens, of which all say no more (docs/architecture.md)."""
+FAINT = 1e-9
+"""The least share that a logarithm is taken of."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Texts as they are stored: vectors and block states."""
+    """Texts as they are stored: vectors, and the states of their blocks or sentences."""
 
     vectors: Tensor
     """(texts, dimension), fp32."""
     states: Tensor
-    """(texts, blocks, hidden), float16 where stored; zeros behind a text's last block."""
+    """(texts, states, hidden), float16 where stored; zeros behind a text's last one."""
     mask: Tensor
-    """(texts, blocks), True where a text has a block."""
+    """(texts, states), True where a text has one."""
+    shares: Tensor
+    """(texts, states), what each weighs in its text, fp32; their sum is at most one."""
 
     def __len__(self) -> int:
         return len(self.vectors)
 
     def __getitem__(self, chosen: slice | Tensor) -> Stored:
-        return Stored(self.vectors[chosen], self.states[chosen], self.mask[chosen])
+        return Stored(*(part[chosen] for part in self.parts))
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.vectors, self.states, self.mask, self.shares
 
     def repeated(self, times: int) -> Stored:
         """One text as many."""
-        return Stored(
-            self.vectors.expand(times, -1),
-            self.states.expand(times, -1, -1),
-            self.mask.expand(times, -1),
-        )
+        return Stored(*(part.expand(times, *part.shape[1:]) for part in self.parts))
+
+    def halved(self) -> Stored:
+        """With its states in float16."""
+        return Stored(self.vectors, self.states.half(), self.mask, self.shares)
+
+    def widened(self) -> Stored:
+        """With its states in fp32."""
+        return Stored(self.vectors, self.states.float(), self.mask, self.shares)
 
 
-def block_states(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def block_states(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Means of the token states over blocks of ``BLOCK`` tokens; gradients flow.
 
     Args:
         states: (batch, length, hidden), padded on the right.
         mask: (batch, length), True where a token is real.
-    Returns: (batch, blocks, hidden) in fp32 or wider, and which blocks there are, (batch, blocks).
+    Returns: (batch, blocks, hidden) in fp32 or wider, which blocks there are, (batch, blocks), and
+        each one's share of its text's tokens, likewise.
     """
     wide = torch.promote_types(states.dtype, torch.float32)
     gap = -states.shape[1] % BLOCK
     real = F.pad(mask, (0, gap)).unflatten(1, (-1, BLOCK))[..., None].to(wide)
     parts = F.pad(states.to(wide), (0, 0, 0, gap)).unflatten(1, (-1, BLOCK))
     count = real.sum(dim=2)
-    return (parts * real).sum(dim=2) / count.clamp_min(1.0), count[..., 0] > 0
+    shares = (count / count.sum(dim=1, keepdim=True).clamp_min(1.0))[..., 0]
+    return (parts * real).sum(dim=2) / count.clamp_min(1.0), shares > 0, shares
 
 
-def joined(parts: Sequence[Stored]) -> Stored:
-    """Several as one, padded to the most blocks."""
-    most = max(part.states.shape[1] for part in parts)
-    gaps = [most - part.states.shape[1] for part in parts]
+def sentence_states(
+    states: Tensor, starts: Tensor, mask: Tensor, weights: Tensor, owner: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``KEPT`` sentences that a learned pooling weighs most; gradients flow.
+
+    A sentence's state is the mean of its tokens' by the pooling's weights, and its share their sum.
+
+    Args:
+        states: (batch, length, hidden), padded on the right.
+        starts: (batch, length), True where a sentence begins.
+        mask: (batch, length), True where a token is real.
+        weights: (batch, heads, length), the pooling's; of texts that read one another's prose
+            (batch, heads, batch * length), of which each text's own are taken.
+        owner: the text of which each row is a window, (batch,); None: each is a text.
+    Returns: (texts, sentences, hidden) in fp32 or wider, those with the greatest shares first;
+        which there are, (texts, sentences); and the shares, likewise.
+    """
+    batch, length = mask.shape
+    if weights.shape[2] != length:
+        weights = weights.unflatten(2, (batch, length)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    each = weights.mean(dim=1).to(torch.promote_types(weights.dtype, torch.float32)) * mask
+    sentences = Sentences.of(states, starts, mask, torch.log(each.clamp_min(FAINT**2)))
+    made = sentences.means
+    shares = each.new_zeros(made.shape[:2]).scatter_add(1, sentences.number, each)
+    if owner is not None:
+        rows = [torch.nonzero(owner == text)[:, 0] for text in range(int(owner.max()) + 1)]
+        pad = torch.nn.utils.rnn.pad_sequence
+        made = pad([made[of].flatten(0, 1) for of in rows], batch_first=True)
+        shares = pad([(shares[of] / len(of)).flatten() for of in rows], batch_first=True)
+    shares, at = shares.topk(min(KEPT, shares.shape[1]), dim=1)
+    made = torch.gather(made, 1, at[..., None].expand(-1, -1, made.shape[2]))
+    return made * (shares > 0)[..., None], shares > 0, shares
+
+
+def joined(texts: Sequence[Stored]) -> Stored:
+    """Several as one, padded to the most states."""
+    most = max(one.states.shape[1] for one in texts)
+    gaps = [most - one.states.shape[1] for one in texts]
     return Stored(
-        torch.cat([part.vectors for part in parts]),
-        torch.cat([F.pad(p.states, (0, 0, 0, gap)) for p, gap in zip(parts, gaps, strict=True)]),
-        torch.cat([F.pad(p.mask, (0, gap)) for p, gap in zip(parts, gaps, strict=True)]),
+        torch.cat([one.vectors for one in texts]),
+        torch.cat([F.pad(x.states, (0, 0, 0, gap)) for x, gap in zip(texts, gaps, strict=True)]),
+        torch.cat([F.pad(x.mask, (0, gap)) for x, gap in zip(texts, gaps, strict=True)]),
+        torch.cat([F.pad(x.shares, (0, gap)) for x, gap in zip(texts, gaps, strict=True)]),
     )

@@ -35,6 +35,7 @@ from twinline.study.table import (
     same_native,
     scored,
     set_key,
+    trained_pooling,
     unpacked,
 )
 from twinline.study.workshop import Workshop
@@ -80,8 +81,11 @@ pilot: 1
 validation:
   - {{construction: native, last: false}}
   - {{construction: context, lengths: [64], pairs: 12}}
+  - {{construction: context, lengths: [64], pairs: 12, similarity: late}}
 test:
   - {{construction: native}}
+  - {{construction: native, similarity: late}}
+  - {{construction: context, lengths: [64, 200], pairs: 30, similarity: late}}
   - {{construction: context, lengths: [64, 200, 600], pairs: 30}}
 """
 
@@ -328,7 +332,7 @@ def test_a_run_that_is_not_tested_yet_is_not_the_chosen_student(finished: Path) 
     assert chosen is not None
     ahead = [
         [line for line in lines if line.get("split") != "test"]
-        if (lines[0]["arm"], lines[0]["pooling"]) == chosen
+        if (lines[0]["arm"], lines[0]["pooling"]) == (chosen[0], trained_pooling(chosen[1]))
         else lines
         for lines in table.runs
     ]
@@ -350,6 +354,31 @@ def test_the_exponent_of_length_is_bootstrapped_over_the_pairs_that_all_lengths_
     assert within is not None
     assert within[0] < law.b < within[1]
     assert pairs == 30
+
+
+def test_late_interaction_is_scored_beside_the_cosine_of_the_same_vectors(finished: Path) -> None:
+    lines = read_lines(finished / "results" / "tiny" / "hybrid-sentence-0.jsonl")
+    learned = [line for line in lines if line["what"] == "match"]
+    assert {line["arm"] for line in learned} == {"hybrid", "hybrid-off"}
+    at = {"arm": "hybrid", "split": "test", "construction": "context", "eval_length": 200}
+    both = [one for one in lines if at.items() <= one.items()]
+    assert [one["similarity"] for one in both] == ["late", None]  # read once, by late interaction
+    table = Table.read(finished / "results" / "tiny")
+    late, plain = (table.find(**at, pooling=how) for how in ("sentence, late", "sentence"))
+    assert [row["seed"] for row in late] == [row["seed"] for row in plain] == [0, 1]
+    assert late[0]["scores"] != plain[0]["scores"]
+    assert not table.find(**at, pooling="latent, late")
+    assert table.difference({**at, "pooling": "sentence, late"}, {**at, "pooling": "sentence"})
+    better = [
+        [{**one, "pearson": 0.99} if one.get("similarity") == "late" else one for one in run]
+        for run in table.runs
+    ]
+    other = replace(table, runs=better)
+    assert (chosen_student(other) or ("", ""))[1] == "sentence, late"
+    said = conclusion(other)
+    assert "with sentence pooling and late interaction of sentences" in said[0]
+    assert "Its vectors alone, by cosine" in said[0]
+    assert "(sentence pooling)" in said[2]
 
 
 def test_what_is_kept_is_a_share_of_the_yardsticks_own_pairs(finished: Path) -> None:

@@ -12,6 +12,7 @@ from .grid import NATIVE, trained_as
 from .measure import COMMON, Reached, reached
 from .page import amount, interval, number
 from .table import (
+    LATE_TOO,
     LINEAR_TIME,
     Table,
     against_native,
@@ -20,6 +21,7 @@ from .table import (
     longest,
     main_test,
     reported_split,
+    trained_pooling,
 )
 
 
@@ -29,7 +31,8 @@ def conclusion(table: Table) -> list[str]:
     if student is None:
         return ["No linear-time arm is finished yet; the tables below show what is."]
     told = [
-        best(table, *student), by_itself(table, *student), convergence(table, *student),
+        best(table, *student), by_itself(table, *student),
+        convergence(table, student[0], trained_pooling(student[1])),
         whole_split(table, *student), genres(table, *student), *against_others(table, *student),
         *keyed(table), *length_alone(table), *far_branch(table),
     ]  # fmt: skip
@@ -92,10 +95,43 @@ def best(table: Table, arm: str, pooling: str) -> str:
         else ""
     )
     return (
-        f"Best linear-time student (chosen on validation): {arm}{branch} with {pooling} pooling, "
+        f"Best linear-time student (chosen on validation): {arm}{branch} with {spelled(pooling)}, "
         f"trained on texts of up to {longest(table):,} tokens{virtual(table, arm, pooling)}. Its "
         f"{reported_split(table)} Pearson "
-        f"on sentences in unrelated prose: {told}.{base}"
+        f"on sentences in unrelated prose: {told}.{base}{by_cosine(table, arm, pooling)}"
+    )
+
+
+def spelled(pooling: str) -> str:
+    late = " and late interaction of sentences" if pooling.endswith(LATE_TOO) else ""
+    return f"{trained_pooling(pooling)} pooling{late}"
+
+
+def by_cosine(table: Table, arm: str, pooling: str) -> str:
+    """What the student's vectors are worth alone, where more than these is scored."""
+    plain = trained_pooling(pooling)
+    if plain == pooling:
+        return ""
+    native, told = yardstick(table), []
+    for n in told_lengths(table, arm, plain):
+        found = value(table, arm, plain, n)
+        told.append(f"{number(found)}{kept(found, native)} at {n:,}")
+    at = main_test(table, reported_split(table))
+    less = [
+        f"{interval(gap)} at {n:,}"
+        for n in told_lengths(table, arm, pooling)
+        for gap in [
+            table.difference(
+                {**at, "arm": arm, "pooling": pooling, "eval_length": n, "seed": seed},
+                {**at, "arm": arm, "pooling": plain, "eval_length": n, "seed": seed},
+            )
+            for seed in [table.find(**at, arm=arm, pooling=pooling, eval_length=n)[0]["seed"]]
+        ]
+        if gap
+    ]
+    return (
+        f" Its vectors alone, by cosine: {', '.join(told)}. What late interaction adds to them, "
+        f"the same weights and pairs: {'; '.join(less)}."
     )
 
 
@@ -104,7 +140,7 @@ def virtual(table: Table, arm: str, pooling: str) -> str:
     for lines in table.runs:
         head = lines[0]
         real = head.get("real") or longest(table)
-        same = (head["arm"], head["pooling"]) == (trained_as(arm), pooling)
+        same = (head["arm"], head["pooling"]) == (trained_as(arm), trained_pooling(pooling))
         if same and real < longest(table):
             return f" (of which it reads {real}: the rest is lent by other texts of its batch)"
     return ""
@@ -118,7 +154,7 @@ def by_itself(table: Table, arm: str, pooling: str) -> str:
     lines = [n for n in told_lengths(table, arm, pooling)
              if value(table, "linear", pooling, n) is not None]  # fmt: skip
     if not lines:
-        return f"linear by itself is not finished with {pooling} pooling."
+        return f"linear by itself is not finished with {spelled(pooling)}."
     told = ", ".join(f"{number(value(table, 'linear', pooling, n))} at {n:,}" for n in lines)
     gaps = [(n, difference(table, "linear", arm, pooling, n, **at)) for n in lines]
     less = "; ".join(f"{interval(gap)} at {n:,}" for n, gap in gaps if gap)
@@ -241,16 +277,18 @@ def against_others(table: Table, arm: str, pooling: str) -> list[str]:
     at = main_test(table, reported_split(table))
     said = []
     for other in ("softmax-windows512", "softmax-cut512", "softmax-full"):
-        made = [
-            (n, difference(table, arm, other, pooling, n, **at))
-            for n in told_lengths(table, arm, pooling)
-        ]
-        told = "; ".join(f"{interval(found)} at {n:,}" for n, found in made if found)
-        trained = max((r["train_length"] for r in table.find(arm=other, pooling=pooling, **at)),
-                      default=0)  # fmt: skip
-        if told:
-            short = "" if trained == longest(table) else f" (trained to {trained:,} tokens)"
-            said.append(f"Against {other}{short}: {told}.")
+        for how in dict.fromkeys((pooling, trained_pooling(pooling))):
+            made = [
+                (n, difference(table, arm, other, how, n, **at))
+                for n in told_lengths(table, arm, how)
+            ]
+            told = "; ".join(f"{interval(found)} at {n:,}" for n, found in made if found)
+            trained = max((r["train_length"] for r in table.find(arm=other, pooling=how, **at)),
+                          default=0)  # fmt: skip
+            if told:
+                short = "" if trained == longest(table) else f" (trained to {trained:,} tokens)"
+                cosine = "" if how == pooling else ", by cosine"
+                said.append(f"Against {other}{short}{cosine}: {told}.")
     return said
 
 
@@ -275,7 +313,7 @@ def keyed(table: Table) -> list[str]:
             less = "; ".join(f"{name} {interval(found)}" for name, found in made if found)
             said.append(
                 f"Where one sentence names the one that counts (keyed, {length:,} tokens, "
-                f"{pooling} pooling): {told}" + (f"; less windows: {less}." if less else ".")
+                f"{spelled(pooling)}): {told}" + (f"; less windows: {less}." if less else ".")
             )
     return said
 
@@ -322,7 +360,7 @@ def far_branch(table: Table) -> list[str]:
         if none:
             says.append(f"in {none} {'tests' if none > 1 else 'test'} the interval includes 0")
         if says:
-            told.append(f"With {pooling} pooling {', and '.join(says)}")
+            told.append(f"With {spelled(pooling)} {', and '.join(says)}")
     if not told:
         return []
     return [

@@ -7,7 +7,14 @@ from typing import Any
 from . import figures
 from .measure import COMMON, COSTS, SHARES, TARGETS, PowerLaw, power_law, reached
 from .page import amount, number, part
-from .table import Table, law_of_length, main_pooling, main_test, reported_split
+from .table import (
+    Table,
+    law_of_length,
+    main_pooling,
+    main_test,
+    reported_split,
+    trained_pooling,
+)
 
 FEWEST_POINTS = 6
 """Of a curve, for a law."""
@@ -21,7 +28,7 @@ def curve_part(table: Table) -> dict[str, Any]:
     pictures = [
         {"svg": figures.curves(table, against, pooling),
          "caption": f"{pooling} pooling; at each curve's end the length that its stage reached."}
-        for pooling in table.poolings
+        for pooling in dict.fromkeys(map(trained_pooling, table.poolings))
         for against in COSTS
     ]  # fmt: skip
     rows = []
@@ -58,7 +65,7 @@ def curve_part(table: Table) -> dict[str, Any]:
                "which the curve's last point lies; each point is of few validation pairs (the "
                "grid's curve_pairs). Seconds are as they came, on machines that did other things "
                "too; compare tokens and FLOP.",
-               *filter(None, (transfers(table), softened(table)))],
+               *filter(None, (transfers(table), softened(table), matched(table)))],
     )  # fmt: skip
 
 
@@ -146,6 +153,18 @@ def softened(table: Table) -> str:
     return told and (
         "At the end of its curve the sharpness of a pooling by the sentence was multiplied by what "
         f"reads validation best: {told}."
+    )
+
+
+def matched(table: Table) -> str:
+    """What each run's late interaction learned, in words."""
+    told = ", ".join(
+        f"{lines[0]['run']} {line['prior']:g} and {line['sharpness']:g}"
+        for lines in table.runs for line in lines if line["what"] == "match"
+    )  # fmt: skip
+    return told and (
+        "Late interaction learned on validation how much to believe the pooling and how sharply to "
+        f"look for likeness (similarity.LateInteraction, c and s): {told}."
     )
 
 

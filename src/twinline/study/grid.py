@@ -26,6 +26,8 @@ from ..recipe import chosen, read_recipe
 from .checks import SHORTEST, choice, numbers, plain, rising, source
 
 POOLINGS = ("latent", "sentence", "mean")
+LATE = "late"
+"""The similarity that reads sentences (``similarity.LateInteraction``)."""
 WINDOW = 512
 TAUGHT = tuple(name for name in CONSTRUCTIONS if name != "composite")
 """What can be trained on: a composite's score is not its first pair's."""
@@ -194,6 +196,9 @@ class EvalOptions:
     """Only runs with these seeds; none given: all."""
     poolings: tuple[str, ...] = ()
     """Only runs with these poolings; none given: all."""
+    similarity: Literal["cosine", "late"] = "cosine"
+    """How two texts make a score; late is scored beside cosine, with one reading for both, and only
+    of runs with pooling by the sentence."""
 
     def __post_init__(self) -> None:
         choice("construction", (self.construction,), (*CONSTRUCTIONS, "native"))
@@ -428,6 +433,7 @@ class RunPlan:
                 others = (test.seeds and self.seed not in test.seeds) or (
                     test.poolings and self.pooling not in test.poolings
                 )
+                others = others or (test.similarity == LATE and self.pooling != "sentence")
                 now = length in test.train_lengths if test.train_lengths else last or not test.last
                 if not now or others:
                     continue
@@ -451,6 +457,8 @@ class RunPlan:
                     "eval_length": length,
                     "asked": test.pairs,
                     "dtype": self.grid.dtype,
+                    # None is cosine: as results tell it that were made before there was another.
+                    "similarity": LATE if test.similarity == LATE else None,
                 },
             )
             for split, name, test in self.tests(stage)

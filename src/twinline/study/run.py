@@ -10,13 +10,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import date
 from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from torch.nn import functional as F
 
 from ..data import Pairs
 from ..data.long import Builder, LongPairs
@@ -29,8 +29,9 @@ from ..recipe import chosen
 from ..statistics import correlation
 from ..training import distill
 from ..training.lengths import Lengths, LongSteps
+from ..training.matching import late_of, learn_to_match
 from .alone import find_stage, finish, found_lengths_of
-from .grid import NATIVE, WINDOW, EvalOptions, Grid, RunPlan
+from .grid import LATE, NATIVE, WINDOW, EvalOptions, Grid, RunPlan
 from .measure import Curve, flops, joined, point
 from .workshop import SEED, Workshop
 
@@ -100,14 +101,17 @@ def train_stage(
 
 @contextmanager
 def reading(
-    plan: RunPlan, name: str, folder: Path, dtype: str, texts: list[str]
+    plan: RunPlan, name: str, similarity: str, folder: Path, shop: Workshop
 ) -> Iterator[Encoder]:
     """The weights in ``folder`` as the arm ``name`` reads them."""
-    given: dict[str, Any] = {"windows": plan.kind.windows, "dtype": dtype}
+    dtype = plan.grid.dtype
+    given: dict[str, Any] = {
+        "windows": plan.kind.windows, "dtype": dtype, "similarity": similarity,
+    }  # fmt: skip
     if name == "softmax-cut512":
         given |= {"max_tokens": WINDOW, "on_overflow": "truncate"}
     if dtype == "int8":
-        given["calibration"] = texts
+        given["calibration"] = calibration(shop)
     encoder = Encoder(folder, **given)
     with far_off(encoder.model) if name == "hybrid-off" else nullcontext():
         yield encoder
@@ -120,29 +124,54 @@ def packed(values: Any, kind: str) -> str:
 
 def score(
     encoder: Encoder, shop: Workshop, test: EvalOptions, key: dict[str, Any]
-) -> tuple[dict[str, Any], LongPairs]:
-    """One score: its line of results, ``key`` among it, and what was scored."""
+) -> tuple[list[dict[str, Any]], LongPairs]:
+    """One score: its line of results, ``key`` among it, and what was scored. Where late interaction
+    is asked for, behind it the line of the same vectors' cosine."""
     made = shop.long(
         key["construction"], key["eval_length"], key["carrier"], key["split"], test.pairs
     )
     started = time.perf_counter()
-    scores = encoder.score(made.pairs.sentence1, made.pairs.sentence2, show_progress_bar=shop.show)
+    texts = [*made.pairs.sentence1, *made.pairs.sentence2]
+    read = encoder.store if encoder.reads_states else encoder.encode
+    known = read(texts, show_progress_bar=shop.show)
+    first, second = known[: len(made.pairs)], known[len(made.pairs) :]
+    every = [(key, encoder.similarity_pairwise(first, second))]
+    if encoder.reads_states:
+        every.append(
+            ({**key, "similarity": None}, F.cosine_similarity(first.vectors, second.vectors))
+        )
     seconds = time.perf_counter() - started
-    found = correlation(scores, made.pairs.unit_score, "pearson")
-    line = {
-        **key,
-        "pairs": len(made.pairs),
-        "left_out": made.too_long,
-        "pearson": round(found.value, 5),
-        "ci_low": round(found.low, 5),
-        "ci_high": round(found.high, 5),
-        "seconds": round(seconds, 1),
-        "memory": memory_of(encoder, key["eval_length"]),
-        "machine": describe(),  # a run may be tested on another than it was trained on
-        # Standardised, which no correlation sees: two bytes are then enough.
-        "scores": packed((scores - scores.mean()) / max(scores.std(), 1e-12), "<f2"),
-    }
-    return line, made
+    lines = []
+    for named, scored in every:
+        scores = scored.double().cpu().numpy()
+        found = correlation(scores, made.pairs.unit_score, "pearson")
+        lines.append({
+            **named,
+            "pairs": len(made.pairs),
+            "left_out": made.too_long,
+            "pearson": round(found.value, 5),
+            "ci_low": round(found.low, 5),
+            "ci_high": round(found.high, 5),
+            "seconds": round(seconds, 1),
+            "memory": memory_of(encoder, key["eval_length"]),
+            "machine": describe(),  # a run may be tested on another than it was trained on
+            # Standardised, which no correlation sees: two bytes are then enough.
+            "scores": packed((scores - scores.mean()) / max(scores.std(), 1e-12), "<f2"),
+        })  # fmt: skip
+    return lines, made
+
+
+def match(plan: RunPlan, stage: int, name: str, encoder: Encoder, shop: Workshop,
+          lines: Results) -> None:  # fmt: skip
+    """Let late interaction learn its two numbers, on the pairs that a pooling is softened on; or
+    take what it has learned."""
+    grid, length = plan.grid, plan.stages[stage]
+    known = {"what": "match", "arm": name, "train_length": length}
+    if not lines.has(known):
+        pairs = shop.long("context", length, grid.carrier, "validation", grid.finish.pairs).pairs
+        lines.add({**known, **learn_to_match(encoder, pairs, show_progress=shop.show)})
+    learned = next(one for one in lines.lines if known.items() <= one.items())
+    late_of(encoder).set(learned["prior"], learned["sharpness"])
 
 
 def memory_of(encoder: Encoder, length: int) -> int | None:
@@ -247,17 +276,25 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
                      "points": curve}
                 )  # fmt: skip
             student.save(folder)
-        left = [(name, test, key) for name, test, key in plan.wanted(stage) if not lines.has(key)]
-        for name, group in groupby(left, key=itemgetter(0)):
-            with reading(plan, name, folder, plan.grid.dtype, calibration(shop)) as encoder:
+        left = [one for one in plan.wanted(stage) if not lines.has(one[2])]
+        left.sort(key=lambda one: one[1].similarity != LATE)  # which scores cosine, too
+        for (name, how), group in groupby(left, key=lambda one: (one[0], one[1].similarity)):
+            with reading(plan, name, how, folder, shop) as encoder:
+                if how == LATE:
+                    match(plan, stage, name, encoder, shop, lines)
                 for _, test, key in group:
-                    line, made = score(encoder, shop, test, key)
-                    add_pairs(results / "pairs.jsonl", describe_pairs(line, made, shop.train))
-                    lines.add(line)
+                    if lines.has(key):
+                        continue
+                    made, pairs = score(encoder, shop, test, key)
+                    add_pairs(results / "pairs.jsonl", describe_pairs(made[0], pairs, shop.train))
+                    for line in made:
+                        if not lines.has({k: line[k] for k in key}):
+                            lines.add(line)
                     print(
                         f"{plan.key} after {length}: {name} {key['split']} {key['construction']} "
-                        f"{key['eval_length']} {key['carrier'] or ''} {line['pearson']:.4f} "
-                        f"({line['seconds']} s)",
+                        f"{key['eval_length']} {key['carrier'] or ''} "
+                        f"{' '.join(format(line['pearson'], '.4f') for line in made)} "
+                        f"({made[0]['seconds']} s)",
                         flush=True,
                     )
 
@@ -345,9 +382,9 @@ def run_yardstick(grid: Grid, shop: Workshop, results: Path) -> None:
             "what": "test", "arm": NATIVE, "train_length": 0, "split": split,
             "construction": "native", "carrier": None, "eval_length": 0,
         }  # fmt: skip
-        line, pairs = score(encoder, shop, test, key)
-        add_pairs(results / "pairs.jsonl", describe_pairs(line, pairs, shop.train))
-        made.append(line)
+        lines, pairs = score(encoder, shop, test, key)
+        add_pairs(results / "pairs.jsonl", describe_pairs(lines[0], pairs, shop.train))
+        made += lines
     write_whole(file, "".join(json.dumps(one) + "\n" for one in made))
 
 

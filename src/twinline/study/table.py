@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import TwinlineError
 from ..files import read_lines
 from ..statistics import Correlation, mean_difference, resampled_pearsons
-from .grid import NATIVE
+from .grid import LATE, NATIVE
 from .measure import COMMON, COSTS, PowerLaw, power_law, reached
 
 LINEAR_TIME = ("linear", "hybrid", "hybrid-off", "lightning")
@@ -39,6 +39,8 @@ FIELDS = (
 """Of results/NAME.json; ``at_most``: what ``steps_to_080`` and ``tokens_to_080`` are, where a stage
 starts above 0.80."""
 
+LATE_TOO = ", late"
+"""Behind a pooling's name: scored by late interaction of what it weighs, not by cosine."""
 CELL = ("arm", "train_length", "split", "construction", "carrier", "eval_length")
 """What names a score within a run."""
 
@@ -95,9 +97,11 @@ class Table:
                     continue
                 at = reached(curves.get(line["train_length"], []), COMMON)
                 costs = at.costs
-                made[(head["run"], *(line[k] for k in CELL))] = {
-                    **{k: head[k] for k in ("pooling", "seed", "machine")},
+                how = head["pooling"] + (LATE_TOO if line.get("similarity") == LATE else "")
+                made[(head["run"], how, *(line[k] for k in CELL))] = {
+                    **{k: head[k] for k in ("seed", "machine")},
                     **{k: v for k, v in line.items() if k != "what"},
+                    "pooling": how,
                     "steps_to_080": costs and round(costs["steps"]),
                     "tokens_to_080": costs and round(costs["tokens"]),
                     "at_most": at.at_start if costs else None,
@@ -385,3 +389,8 @@ def main_pooling(table: Table) -> str:
     """That of the chosen student: what pictures of a single pooling show."""
     student = chosen_student(table)
     return student[1] if student else table.poolings[0]
+
+
+def trained_pooling(pooling: str) -> str:
+    """What it was trained with, however it is scored."""
+    return pooling.removesuffix(LATE_TOO)
