@@ -465,6 +465,7 @@ def test_the_report_is_one_page_and_the_rows(
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl", "")
     assert "src=" not in page  # nothing is loaded from elsewhere
     for told in ("Convergence", "hybrid", "not reached", "<svg", "Laws of length and of training",
+                 "Late interaction and cosine", "sharply to look for likeness",
                  "The runs", "Mean length against cost", "What is kept", "Learning rates, chosen",
                  "multiplied by what reads validation best: hybrid-sentence-0",
                  "twinline study report tiny"):  # fmt: skip

@@ -30,9 +30,12 @@ from .table import (
     reported_split,
     retained,
     same_native,
+    trained_pooling,
     unseen,
 )
 
+TEST = ("construction", "carrier", "eval_length", "split")
+"""What names the pairs of a test, but for how many they are."""
 RUN_AGAIN = (
     "twinline study run recipes/{name}.yaml --results again --work again/work && "
     "twinline study report {name} --results again --docs again"
@@ -96,6 +99,7 @@ def sections(table: Table) -> list[dict[str, Any] | None]:
         length_part(table),
         retention_part(table),
         difference_part(table),
+        late_part(table),
         arm_part(table),
         curve_part(table),
         growth_part(table),
@@ -206,6 +210,37 @@ def difference_part(table: Table) -> dict[str, Any] | None:
                "length, which the table above names. hybrid − "
                "hybrid-off is what the linear branch is worth: the same weights, the branch "
                "switched off."],
+    )  # fmt: skip
+
+
+def late_part(table: Table) -> dict[str, Any] | None:
+    """What late interaction adds to the cosine of the same weights, on the same pairs."""
+    rows = []
+    for late in table.rows:
+        if late["pooling"] == trained_pooling(late["pooling"]):
+            continue
+        same = {k: late[k] for k in ("arm", "seed", "train_length", *TEST)}
+        plain = {**same, "pooling": trained_pooling(late["pooling"])}
+        made = table.difference({**same, "pooling": late["pooling"]}, plain)
+        if made is not None:
+            values = table.pearsons([late, *table.find(**plain)])
+            prose = f", {late['carrier']}" if late["carrier"] else ""
+            rows.append([f"{late['arm']}, {plain['pooling']}, seed {late['seed']}", late["split"],
+                         f"{late['construction']}{prose}", f"{late['eval_length'] or 'native'}",
+                         *(f"{one:.3f}" for one in values), interval(made),
+                         f"{made.count:,}"])  # fmt: skip
+    if not rows:
+        return None
+    head = ["run", "split", "construction, prose", "tokens", "late interaction", "cosine",
+            "difference, 95 % interval", "pairs"]  # fmt: skip
+    return part(
+        "Late interaction and cosine",
+        tables=[{"caption": "The same weights and pairs", "head": head, "rows": rows}],
+        texts=["A pooling reads a text by itself and must say which of its sentences counts. Late "
+               "interaction keeps the sentences that the pooling weighs most, and of two texts "
+               "compares those that both may mean and that are alike (similarity.LateInteraction). "
+               "Encoding is the same, and a text is still read once; what is stored of it are up "
+               "to 32 states in the place of one vector, which no vector index searches."],
     )  # fmt: skip
 
 

@@ -1,0 +1,102 @@
+"""What late interaction adds to cosine, and of how many sentences, on long validation pairs.
+
+    python benchmarks/late.py STUDENT --length 2048 --pairs 200
+
+``cosine`` is of the vectors. ``one way`` lets each text's vector read the other's sentences,
+weighed by the pooling and by their likeness to it (target-to-history cross attention, arXiv
+2511.06077, of one layer without weights of its own), and is the mean of both ways. ``late`` is
+``similarity.LateInteraction``. Both at their best prior and sharpness. STUDENT pools by the
+sentence; every text is read once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+
+import torch
+from torch.nn import functional as F
+
+from twinline import stored as storing
+from twinline.data import load
+from twinline.data.carriers import load_carrier
+from twinline.data.long import long_pairs
+from twinline.encoder import Encoder
+from twinline.statistics import pearson
+from twinline.stored import FAINT, Stored
+from twinline.training.matching import PRIORS, SHARPNESS, late_of
+
+KEPT = (4, 8, 16, 32, 64)
+
+
+def one_way(u: Stored, v: Stored, prior: float, sharpness: float) -> torch.Tensor:
+    """Cosines (pairs,) of what each vector reads of the other text with that vector."""
+    cosines = []
+    for one, other in ((u, v), (v, u)):
+        alike = F.cosine_similarity(one.vectors[:, None], other.states, dim=-1)
+        logits = prior * torch.log(other.shares.clamp_min(FAINT)) + sharpness * alike
+        weights = logits.masked_fill(~other.mask, -1e9).softmax(dim=1)
+        read = (weights[:, None] @ other.states)[:, 0]
+        cosines.append(F.cosine_similarity(one.vectors, read))
+    return (cosines[0] + cosines[1]) / 2
+
+
+def weightiest(texts: Stored, kept: int) -> Stored:
+    """Texts with only so many of their sentences, which are sorted."""
+    some = slice(kept)
+    return replace(texts, states=texts.states[:, some], mask=texts.mask[:, some],
+                   shares=texts.shares[:, some])  # fmt: skip
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("student")
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--carrier", default="novels")
+    given = parser.parse_args()
+    student = Encoder(given.student, similarity="late")
+    head = late_of(student)
+    pairs = load("stsb", "validation")
+    rows = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[: given.pairs]
+    made = long_pairs(
+        pairs, "context", given.length, student.tokenizer,
+        load_carrier(given.carrier, "validation", student.tokenizer), rows=rows.tolist(),
+        skip_longer=True, show_progress=True,
+    )  # fmt: skip
+    storing.KEPT = given.length  # all
+    texts = [*made.pairs.sentence1, *made.pairs.sentence2]
+    every = student.stored(student.store(texts, show_progress_bar=True))
+    gold = made.pairs.unit_score
+
+    def late(u: Stored, v: Stored, prior: float, sharpness: float) -> torch.Tensor:
+        head.set(prior, sharpness)
+        return head(u, v)
+
+    def best(score: Callable[..., torch.Tensor], texts: Stored) -> str:
+        first, second = texts[: len(made.pairs)], texts[len(made.pairs) :]
+        found = max((pearson(score(first, second, c, s).numpy(), gold), c, s)
+                    for c, s in product(PRIORS, SHARPNESS))  # fmt: skip
+        return f"{found[0]:.3f}   prior {found[1]:g}, sharpness {found[2]:g}"
+
+    u, v = every.vectors.chunk(2)
+    print(f"cosine            {pearson(F.cosine_similarity(u, v).numpy(), gold):.3f}")
+    print(f"one way, all      {best(one_way, every)}")
+    for kept in (*KEPT, given.length):
+        name = f"{kept} sentences" if kept in KEPT else "all"
+        print(f"late, {name:12}{best(late, weightiest(every, kept))}", flush=True)
+    usual = weightiest(every, 32)
+    usual = usual[torch.arange(1000) % len(usual)].halved()
+    size = usual.states[0].nbytes + usual.shares[0].nbytes
+    started = time.perf_counter()
+    student.similarity(usual[:1], usual)
+    seconds = time.perf_counter() - started
+    print(f"32 sentences: {size:,} bytes a text; one against 1,000 scored in {seconds:.3f} s")
+
+
+if __name__ == "__main__":
+    main()
