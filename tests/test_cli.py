@@ -163,11 +163,16 @@ def bad_calls(tmp: Path, student: Path, bert: Path, pairs: Path) -> dict[str, tu
         "verb": (["destill"], "destill"),
         "flag": (["convert", tmp / "o", "--bse", "x"], "--bse"),
         "far": (["evaluate", student, "--data", pairs, "--scale", "0", "1", "--no-far"], "hybrid"),
+        "late": (
+            ["evaluate", student, "--data", pairs, "--scale", "0", "1", "--similarity", "late"],
+            "pooling='sentence'",
+        ),
         "npy": (["encode", student, tmp / "number.csv", tmp / "x.txt"], ".npy"),
     }  # fmt: skip
 
 
 NAMES = [
+    "late",
     "no model",
     "no data",
     "empty",

@@ -133,6 +133,7 @@ def evaluate(
     teacher_scale: str | None = None,
     far: bool = True,
     dtype: Dtype = "float32",
+    similarity: Literal["cosine", "dot", "late"] | None = None,
 ) -> None:
     """Pearson and Spearman of a twin encoder, or of a teacher, with 95 % bootstrap intervals.
 
@@ -154,6 +155,9 @@ def evaluate(
         --no-far switches the linear branch of a hybrid off.
     dtype
         Numbers that a twin encoder computes with (see encode).
+    similarity
+        How a twin encoder scores, if not as its folder says; late compares the sentences that a
+        pooling by the sentence weighs most.
     """
     from contextlib import nullcontext
 
@@ -162,7 +166,7 @@ def evaluate(
     from .evaluate import far_off, far_share
     from .training import scorer_of
 
-    scorer = scorer_of(model, teacher_scale, dtype)
+    scorer = scorer_of(model, teacher_scale, dtype, similarity)
     pairs = load(data, split, scale=scale, columns=columns)
     hybrid = getattr(getattr(scorer, "model", None), "config", None)
     is_hybrid = hybrid is not None and hybrid.attention == "hybrid"

@@ -58,21 +58,31 @@ def converted(
 
 
 def scorer_of(
-    path: str | Path, scale: str | None = None, dtype: str = "float32"
+    path: str | Path,
+    scale: str | None = None,
+    dtype: str = "float32",
+    similarity: str | None = None,
 ) -> Encoder | Teacher:
     """A folder as what it is: a twin encoder, or a teacher.
 
-    ``scale`` is for a cross-encoder that does not declare its own, ``dtype`` for a twin encoder.
+    ``scale`` is for a cross-encoder that does not declare its own, ``dtype`` and ``similarity``
+    (if not the folder's) for a twin encoder.
+
+    Raises: TwinlineError if a similarity is given for a teacher.
     """
     folder = find_model(path) if not (Path(path) / CARD).is_file() else Path(path)
-    if (folder / CARD).is_file() or scale:
-        return Teacher(folder, scale=scale)
-    if read_config(folder).get("model_type") == TwinlineConfig.model_type:
-        return Encoder(folder, dtype=dtype)
-    architectures = " ".join(read_config(folder).get("architectures") or [])
-    if "SequenceClassification" in architectures:
-        return Teacher(folder, scale=scale)  # which says that its scale must be declared
-    return Encoder(folder, dtype=dtype)
+    if (folder / CARD).is_file() or scale or is_cross_encoder(folder):
+        if similarity:
+            raise TwinlineError(f"{path} is a teacher, which has no similarity: leave it out.")
+        return Teacher(folder, scale=scale)  # which says if its scale must be declared
+    return Encoder(folder, dtype=dtype, similarity=similarity)
+
+
+def is_cross_encoder(folder: Path) -> bool:
+    config = read_config(folder)
+    named = " ".join(config.get("architectures") or [])
+    ours = config.get("model_type") == TwinlineConfig.model_type
+    return "SequenceClassification" in named and not ours
 
 
 def student(
