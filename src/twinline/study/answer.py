@@ -116,19 +116,14 @@ def by_cosine(table: Table, arm: str, pooling: str) -> str:
     for n in told_lengths(table, arm, plain):
         found = value(table, arm, plain, n)
         told.append(f"{number(found)}{kept(found, native)} at {n:,}")
-    at = main_test(table, reported_split(table))
-    less = [
-        f"{interval(gap)} at {n:,}"
-        for n in told_lengths(table, arm, pooling)
-        for gap in [
-            table.difference(
-                {**at, "arm": arm, "pooling": pooling, "eval_length": n, "seed": seed},
-                {**at, "arm": arm, "pooling": plain, "eval_length": n, "seed": seed},
-            )
-            for seed in [table.find(**at, arm=arm, pooling=pooling, eval_length=n)[0]["seed"]]
-        ]
-        if gap
-    ]
+    at = {**main_test(table, reported_split(table)), "arm": arm, "train_length": longest(table)}
+    less = []
+    for n in told_lengths(table, arm, pooling):
+        seeds = {r["seed"] for r in table.find(**at, pooling=pooling, eval_length=n)}
+        for seed in sorted(seeds):
+            same = {**at, "eval_length": n, "seed": seed}
+            gap = table.difference({**same, "pooling": pooling}, {**same, "pooling": plain})
+            less += [f"{interval(gap)} at {n:,} (seed {seed})"] if gap else []
     return (
         f" Its vectors alone, by cosine: {', '.join(told)}. What late interaction adds to them, "
         f"the same weights and pairs: {'; '.join(less)}."
