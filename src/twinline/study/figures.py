@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
 
-from .table import Table, by_place
+from .table import Table, by_place, trained_pooling
 
 COLOURS = {
     "softmax-cut512": "#9a9a9a",
@@ -48,11 +49,14 @@ def drawn(paint: Callable[[Any], None], width: float = 6.4, height: float = 3.8)
 
 
 def by_length(table: Table, pooling: str, train_length: int | None, **wanted: Any) -> str:
-    """Pearson against the evaluation length: means as lines, seeds as points."""
+    """Pearson against the evaluation length: means as lines, seeds as points; beside what is scored
+    by late interaction the same arms by cosine, dotted."""
 
     def paint(axes: Any) -> None:
-        for arm in table.names("arm"):
-            rows = table.find(arm=arm, pooling=pooling, **wanted)
+        ways = dict.fromkeys((pooling, trained_pooling(pooling)))
+        named = set()
+        for how, arm in product(ways, table.names("arm")):
+            rows = table.find(arm=arm, pooling=how, **wanted)
             trained = {r["train_length"] for r in rows}
             if not trained:
                 continue
@@ -63,8 +67,12 @@ def by_length(table: Table, pooling: str, train_length: int | None, **wanted: An
                 continue
             colour = COLOURS.get(arm)
             seeds = [table.pearsons([r for r in rows if r["eval_length"] == n]) for n in lengths]
-            label = arm if at == train_length else f"{arm} (trained to {at:,})"
-            axes.plot(lengths, list(map(np.mean, seeds)), color=colour, label=label, lw=1.8)
+            label = None if arm in named else arm if how == pooling else f"{arm}, by cosine"
+            named.add(arm)
+            if label and at != train_length:
+                label += f" (trained to {at:,})"
+            line = "-" if how == pooling else ":"
+            axes.plot(lengths, list(map(np.mean, seeds)), line, color=colour, label=label, lw=1.8)
             for length, values in zip(lengths, seeds, strict=True):
                 axes.plot([length] * len(values), values, ".", color=colour, ms=5, alpha=0.7)
         if train_length:

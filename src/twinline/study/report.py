@@ -144,7 +144,8 @@ def length_part(table: Table) -> dict[str, Any]:
         {
             "svg": figures.by_length(table, pooling, longest(table), **main_test(table, split)),
             "caption": f"{pooling} pooling, {split} split; lines are means over seeds, points "
-            "seeds, on the pairs that all seeds of an arm have scored.",
+            "seeds, on the pairs that all seeds of an arm have scored"
+            + ("; dotted: by cosine." if pooling != trained_pooling(pooling) else "."),
         }
         for pooling in table.poolings
     ]
