@@ -153,3 +153,19 @@ def test_tests_follow_stages_and_the_arms_that_share_weights() -> None:
     assert early == [("validation", "hybrid"), ("validation", "hybrid-off")]
     assert late == [*early, ("test", "hybrid-off")]
     assert [name for _, name, _ in run.tests(1)] == ["hybrid", "hybrid-off", "hybrid"]
+
+
+def test_what_is_read_once_is_asked_for_one_number_of_pairs(tmp_path: Path) -> None:
+    """Late interaction gives the cosine of all its pairs, which a smaller test would replace."""
+    file = tmp_path / "grid.yaml"
+    text = """
+arms: [{name: linear, poolings: [sentence], seeds: [0, 1], model: {sentences: true}}]
+test:
+  - {lengths: [64], similarity: late, seeds: [1]}
+  - {lengths: [64], pairs: 30, seeds: [SEEDS]}
+"""
+    file.write_text(text.replace("SEEDS", "0"))
+    assert read_grid(file).test[0].similarity == "late"
+    file.write_text(text.replace("SEEDS", "0, 1"))
+    with pytest.raises(TwinlineError, match="linear, seed 1, is asked twice for context of 64"):
+        read_grid(file)

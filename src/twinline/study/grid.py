@@ -31,6 +31,8 @@ LATE = "late"
 WINDOW = 512
 TAUGHT = tuple(name for name in CONSTRUCTIONS if name != "composite")
 """What can be trained on: a composite's score is not its first pair's."""
+CELL = ("arm", "train_length", "split", "construction", "carrier", "eval_length")
+"""What names a score within a run."""
 NATIVE = "softmax-native"
 """The softmax student on the unmodified pairs: what retention is counted against."""
 
@@ -332,6 +334,17 @@ class Grid:
             choice("a test's train_lengths", test.train_lengths, trained)
             if test.carrier is not None:
                 source("a test's carrier", test.carrier, CARRIERS)
+        for plan in self.runs():
+            asked: dict[tuple[Any, ...], int | None] = {}
+            wanted = [one for stage in range(len(plan.stages)) for one in plan.wanted(stage)]
+            for name, test, key in wanted:
+                before = asked.setdefault(tuple(key[k] for k in CELL), test.pairs)
+                if before != test.pairs:
+                    raise TwinlineError(
+                        f"{name}, seed {plan.seed}, is asked twice for {key['construction']} of "
+                        f"{key['eval_length']:,} tokens in {key['split']}, of {before or 'all'} "
+                        f"and of {test.pairs or 'all'} pairs: give one number."
+                    )
         if self.rates and not self.pilot:
             raise TwinlineError("rates are chosen from by pilots: set pilot to their steps.")
 

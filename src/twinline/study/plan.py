@@ -17,7 +17,7 @@ from ..files import read_lines
 from ..machine import keep_memory
 from ..options import FindOptions
 from ..training.lengths import Lengths
-from .grid import Grid, RunPlan, read_grid
+from .grid import CELL, LATE, WINDOW, Grid, RunPlan, read_grid
 from .run import complete, lengths_of, pilots_of, run_one, run_yardstick
 from .workshop import Workshop
 
@@ -82,10 +82,14 @@ def estimate(plan: RunPlan, speed: Speed, pairs: dict[str, int]) -> Estimate:
             other = last.planted * len(last.sources)
             training += read_once(replace(last.find, pairs=last.find.pairs + other)) // 3
             testing += 2 * last.pairs * length * bool(last.soften)
-        for split, name, test in plan.tests(stage):
-            count = min(test.pairs or pairs[split], pairs[split])
-            cut = 512 if name == "softmax-cut512" else max(*test.lengths, 20)
-            testing += sum(2 * count * min(n or 20, cut) for n in test.lengths)
+        # Late interaction and cosine are scored by one reading.
+        cells = {tuple(key[k] for k in CELL): test.pairs for _, test, key in plan.wanted(stage)}
+        for (name, _, split, _, _, tokens), asked in cells.items():
+            count = min(asked or pairs[split], pairs[split])
+            read = min(tokens, WINDOW) if name == "softmax-cut512" else tokens
+            testing += 2 * count * (read or 20)
+        matched = {name for _, name, test in plan.tests(stage) if test.similarity == LATE}
+        testing += 2 * plan.grid.finish.pairs * length * len(matched)
         evaluations = 1 + plan.grid.curve_points[stage]
         training += 2 * plan.grid.curve_pairs * length * evaluations // 3
     steps = sum(map(plan.steps, range(len(plan.stages))))

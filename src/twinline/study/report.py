@@ -14,7 +14,7 @@ from ..files import into_marks, write_whole
 from . import figures
 from .answer import conclusion, difference, overview
 from .costs import arm_part, cost_part, curve_part, growth_part, law_part
-from .grid import NATIVE
+from .grid import CELL, NATIVE
 from .page import interval, number, part, render
 from .retrieval import BOTH, published, table_of
 from .table import (
@@ -34,8 +34,6 @@ from .table import (
     unseen,
 )
 
-TEST = ("construction", "carrier", "eval_length", "split")
-"""What names the pairs of a test, but for how many they are."""
 RUN_AGAIN = (
     "twinline study run recipes/{name}.yaml --results again --work again/work && "
     "twinline study report {name} --results again --docs again"
@@ -220,7 +218,7 @@ def late_part(table: Table) -> dict[str, Any] | None:
     for late in table.rows:
         if late["pooling"] == trained_pooling(late["pooling"]):
             continue
-        same = {k: late[k] for k in ("arm", "seed", "train_length", *TEST)}
+        same = {k: late[k] for k in ("seed", *CELL)}
         plain = {**same, "pooling": trained_pooling(late["pooling"])}
         made = table.difference({**same, "pooling": late["pooling"]}, plain)
         if made is not None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import TwinlineError
 from ..files import read_lines
 from ..statistics import Correlation, mean_difference, resampled_pearsons
-from .grid import LATE, NATIVE
+from .grid import CELL, LATE, NATIVE
 from .measure import COMMON, COSTS, PowerLaw, power_law, reached
 
 LINEAR_TIME = ("linear", "hybrid", "hybrid-off", "lightning")
@@ -41,8 +41,6 @@ starts above 0.80."""
 
 LATE_TOO = ", late"
 """Behind a pooling's name: scored by late interaction of what it weighs, not by cosine."""
-CELL = ("arm", "train_length", "split", "construction", "carrier", "eval_length")
-"""What names a score within a run."""
 
 
 @dataclass(frozen=True)
