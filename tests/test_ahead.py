@@ -77,3 +77,23 @@ if __name__ == "__main__":  # the process that is killed
     waiting = in_order(whose, range(10**9), 2)
     print(*{next(waiting) for _ in range(20)}, flush=True)
     time.sleep(600)
+
+
+TOKENIZING = """
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from twinline.ahead import in_order
+
+tokenizer = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
+texts = ["a a"] * 100
+tokenizer.encode_batch(texts)
+print(sum(in_order(lambda number: len(tokenizer.encode_batch(texts)), range(3), 1)))
+"""
+
+
+def test_a_tokenizer_that_has_used_its_threads_does_not_wait_for_them() -> None:
+    given = {**os.environ, "TOKENIZERS_PARALLELISM": "true"}
+    ended = subprocess.run(
+        [sys.executable, "-c", TOKENIZING], env=given, capture_output=True, text=True, timeout=60
+    )
+    assert ended.stdout == "300\n", ended.stderr

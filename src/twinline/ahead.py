@@ -52,6 +52,8 @@ def begin(make: Callable[[int], Any], parent: int) -> None:
     import torch
 
     torch.set_num_threads(1)  # there are others beside it
+    # A tokenizer's threads are not there after a fork; told to use them, it would wait for ever.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     held[:] = [make]
     threading.Thread(target=end_with, args=(parent,), daemon=True).start()
 
