@@ -5,15 +5,16 @@
 ``cosine`` is of the vectors. ``one way`` lets each text's vector read the other's sentences,
 weighed by the pooling and by their likeness to it (target-to-history cross attention, arXiv
 2511.06077, of one layer without weights of its own), and is the mean of both ways. ``late`` is
-``similarity.LateInteraction``. Both at their best prior and sharpness. STUDENT pools by the
-sentence; every text is read once.
+``similarity.LateInteraction``, without and with its discount of sentences that are like others of
+their own text. Each at its best prior, sharpness and discount. STUDENT pools by the sentence; every
+text is read once.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -27,12 +28,12 @@ from twinline.data.long import long_pairs
 from twinline.encoder import Encoder
 from twinline.statistics import pearson
 from twinline.stored import FAINT, Stored
-from twinline.training.matching import PRIORS, SHARPNESS, late_of
+from twinline.training.matching import DISCOUNTS, PRIORS, SHARPNESS, late_of
 
 KEPT = (4, 8, 16, 32, 64)
 
 
-def one_way(u: Stored, v: Stored, prior: float, sharpness: float) -> torch.Tensor:
+def one_way(u: Stored, v: Stored, prior: float, sharpness: float, _: float) -> torch.Tensor:
     """Cosines (pairs,) of what each vector reads of the other text with that vector."""
     cosines = []
     for one, other in ((u, v), (v, u)):
@@ -73,22 +74,26 @@ def main() -> None:
     every = student.stored(student.store(texts, show_progress_bar=True))
     gold = made.pairs.unit_score
 
-    def late(u: Stored, v: Stored, prior: float, sharpness: float) -> torch.Tensor:
-        head.set(prior, sharpness)
+    def late(u: Stored, v: Stored, *numbers: float) -> torch.Tensor:
+        head.set(*numbers)
         return head(u, v)
 
-    def best(score: Callable[..., torch.Tensor], texts: Stored) -> str:
+    def best(
+        score: Callable[..., torch.Tensor], texts: Stored, discounts: Sequence[float] = (0.0,)
+    ) -> str:
         first, second = texts[: len(made.pairs)], texts[len(made.pairs) :]
-        found = max((pearson(score(first, second, c, s).numpy(), gold), c, s)
-                    for c, s in product(PRIORS, SHARPNESS))  # fmt: skip
-        return f"{found[0]:.3f}   prior {found[1]:g}, sharpness {found[2]:g}"
+        found, c, s, d = max((pearson(score(first, second, *tried).numpy(), gold), *tried)
+                             for tried in product(PRIORS, SHARPNESS, discounts))  # fmt: skip
+        return f"{found:.3f}   prior {c:g}, sharpness {s:g}, discount {d:g}"
 
     u, v = every.vectors.chunk(2)
     print(f"cosine             {pearson(F.cosine_similarity(u, v).numpy(), gold):.3f}")
     print(f"one way, all       {best(one_way, every)}")
     for kept in (*KEPT, given.length):
         name = f"{kept} sentences" if kept in KEPT else "all"
-        print(f"late, {name:13}{best(late, weightiest(every, kept))}", flush=True)
+        some = weightiest(every, kept)
+        print(f"late, {name:13}{best(late, some)}", flush=True)
+        print(f"  with a discount  {best(late, some, DISCOUNTS)}", flush=True)
     usual = weightiest(every, usually)
     usual = usual[torch.arange(1000) % len(usual)].halved()
     size = usual.states[0].nbytes + usual.shares[0].nbytes

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ from twinline.errors import TwinlineError
 from twinline.evaluate import evaluate_retrieval
 from twinline.options import DistillOptions
 from twinline.sentences import END
-from twinline.similarity import Cosine, LateInteraction, STCAHead
+from twinline.similarity import NEAREST, Cosine, LateInteraction, STCAHead, common
 from twinline.statistics import pearson
 from twinline.stored import BLOCK, KEPT, Stored, block_states, joined, sentence_states
 from twinline.training import distill
-from twinline.training.matching import PRIORS, SHARPNESS, learn_to_match
+from twinline.training.matching import DISCOUNTS, PRIORS, SHARPNESS, learn_to_match
 
 
 def test_a_block_is_the_mean_of_its_real_tokens() -> None:
@@ -121,26 +122,38 @@ def late_texts(many: int, sentences: int) -> Stored:
     )  # fmt: skip
 
 
+def cosine_of(x: torch.Tensor, y: torch.Tensor) -> float:
+    return (x @ y / (x.norm() * y.norm())).item()
+
+
+def commons(states: torch.Tensor) -> list[float]:
+    """Of each sentence the mean cosine to the nearest others."""
+    every = range(len(states))
+    found = [sorted(cosine_of(states[i], states[j]) for j in every if j != i) for i in every]
+    return [sum(near[-NEAREST:]) / len(near[-NEAREST:]) for near in found]
+
+
 def test_late_interaction_is_its_formula() -> None:
     torch.manual_seed(0)
     head, u, v = LateInteraction(12).double(), late_texts(3, 4), late_texts(3, 6)
-    head.set(0.7, 5.0)
+    head.set(0.7, 5.0, 0.3)
     expected = []
     for row in range(3):
         logits, alike = [], []
+        own = [commons(one.states[row]) for one in (u, v)]
         for i in range(4):
             for j in range(6):
-                x, y = u.states[row, i], v.states[row, j]
-                alike.append((x @ y / (x.norm() * y.norm())).item())
+                alike.append(cosine_of(u.states[row, i], v.states[row, j]))
                 prior = u.shares[row, i].log() + v.shares[row, j].log()
-                logits.append(0.7 * prior.item() + 5.0 * alike[-1])
+                likeness = alike[-1] - 0.3 * (own[0][i] + own[1][j])
+                logits.append(0.7 * prior.item() + 5.0 * likeness)
         p = torch.tensor(logits).softmax(dim=0)
         expected.append((p * torch.tensor(alike)).sum().item())
     assert head(u, v).tolist() == pytest.approx(expected)
     torch.testing.assert_close(head(u, v), head(v, u))
     more = joined([v, late_texts(1, 9)])[:3]  # what is padded is not read
     torch.testing.assert_close(head(u, more), head(u, v))
-    head.set(1.0, 0.0)  # the mean of cosines by what the poolings weigh
+    head.set(1.0, 0.0, 0.5)  # the mean of cosines by what the poolings weigh
     normal = [torch.nn.functional.normalize(x.states, dim=-1) for x in (u, v)]
     means = [(x.shares[:, None] @ y)[:, 0] for x, y in zip((u, v), normal, strict=True)]
     torch.testing.assert_close(head(u, v), (means[0] * means[1]).sum(dim=1))
@@ -155,6 +168,32 @@ def test_late_interaction_finds_what_two_texts_share_where_their_poolings_waver(
     assert Cosine(4)(u.states.mean(dim=1), v.states.mean(dim=1)).item() == pytest.approx(0.5)
     sure = replace(v, shares=torch.tensor([[1.0, 1e-8]]))  # v is known to be about something else
     assert LateInteraction(4)(u, sure).item() < 0.2
+
+
+def test_how_common_a_sentence_is_is_told_by_its_own_text_alone() -> None:
+    torch.manual_seed(0)
+    states = torch.nn.functional.normalize(torch.randn(3, 7, 4).double(), dim=-1)
+    mask = torch.ones(3, 7, dtype=torch.bool)
+    mask[1, 3:], mask[2, 1:] = False, False
+    states = states * mask[..., None]
+    made = common(states, mask)
+    assert made[0].tolist() == pytest.approx(commons(states[0]))
+    assert made[1, :3].tolist() == pytest.approx(commons(states[1, :3]))
+    assert made[2, 0].item() == 0.0  # the only one
+    assert common(states[:, :1], mask[:, :1]).tolist() == [[0.0]] * 3
+
+
+def test_a_likeness_of_what_is_like_everything_says_little() -> None:
+    """Each text is six sentences that are all alike, in both texts, and one of its own."""
+    same, a, b = torch.eye(3)
+    u, v = (Stored(same[None], torch.stack([*[same] * 6, own])[None], torch.ones(1, 7).bool(),
+                   torch.tensor([[*[0.05] * 6, 0.7]]))
+            for own in (a, b))  # fmt: skip
+    head = LateInteraction(3)
+    head.set(1.0, 16.0, 0.0)
+    assert head(u, v).item() > 0.9
+    head.set(1.0, 16.0, 0.5)
+    assert head(u, v).item() < 0.2
 
 
 def test_the_sentences_that_weigh_most_are_kept() -> None:
@@ -213,7 +252,7 @@ def test_late_interaction_scores_ranks_and_is_saved(late: Encoder, tmp_path: Pat
     )
     ranked = late.rank(LONG[0], TEXTS)
     assert [r.corpus_id for r in ranked] == matrix[0, 2:].argsort(descending=True).tolist()
-    late.head.set(1.5, 24.0)
+    late.head.set(1.5, 24.0, 0.25)
     scores = late.score(LONG, TEXTS[:2])
     late.save(tmp_path / "m")
     again = Encoder(tmp_path / "m")
@@ -222,7 +261,7 @@ def test_late_interaction_scores_ranks_and_is_saved(late: Encoder, tmp_path: Pat
     assert Encoder(tmp_path / "m", windows=16).score(LONG, TEXTS[:2]) != pytest.approx(scores)
 
 
-def test_late_interaction_learns_its_two_numbers_from_labels(late: Encoder) -> None:
+def test_late_interaction_learns_its_numbers_from_labels(late: Encoder) -> None:
     draw, one = random.Random(0), [*TEXTS, *LONG]
     first = [draw.choice(one) for _ in range(24)]
     second = [draw.choice(one) for _ in range(24)]
@@ -231,13 +270,13 @@ def test_late_interaction_learns_its_two_numbers_from_labels(late: Encoder) -> N
     learned = learn_to_match(late, pairs)
     own = pearson(late.score(first, second), pairs.unit_score)
     assert own == pytest.approx(learned["pearson"], abs=1e-4)
-    assert (late.head.prior.item(), late.head.sharpness.item()) == (
-        learned["prior"], learned["sharpness"],
-    )  # fmt: skip
-    for prior in PRIORS:
-        for sharpness in SHARPNESS:
-            late.head.set(prior, sharpness)
-            assert pearson(late.score(first, second), pairs.unit_score) <= own + 1e-6
+    numbers = late.head.prior, late.head.sharpness, late.head.discount
+    assert [one.item() for one in numbers] == [
+        learned[name] for name in ("prior", "sharpness", "discount")
+    ]
+    for tried in product(PRIORS, SHARPNESS, DISCOUNTS):
+        late.head.set(*tried)
+        assert pearson(late.score(first, second), pairs.unit_score) <= own + 1e-6
 
 
 def test_the_student_learns_through_late_interaction(late: Encoder, tiny_pairs: Path) -> None:

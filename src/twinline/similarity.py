@@ -88,21 +88,34 @@ class STCAHead(nn.Module):
         return plain + self.gate * (share * reads[0] + (1 - share) * reads[1] - plain)
 
 
+NEAREST = 4
+"""Sentences of its own text that one is held against: chosen among 4, 8 and all of them on 200
+validation pairs of 2,048 tokens."""
+
+
 class LateInteraction(nn.Module):
     """The cosine of those two sentences that likely matter and are alike.
 
-    With sentences ``x_i`` and ``y_j`` of two texts and ``a_i``, ``b_j`` what the texts' poolings
-    weigh them:
+    With sentences ``x_i`` and ``y_j`` of two texts, ``a_i`` and ``b_j`` what the texts' poolings
+    weigh them, and ``o`` how common each is, the mean of its cosines to the ``NEAREST`` others of
+    its own text:
 
-        score = Σ_ij p_ij cos(x_i, y_j),    p = softmax_ij(c (log a_i + log b_j) + s cos(x_i, y_j))
+        score = Σ_ij p_ij cos(x_i, y_j)
+        p = softmax_ij(c (log a_i + log b_j) + s (cos(x_i, y_j) − d (o_i + o_j)))
 
     A pooling that reads one text alone cannot know for sure which of its sentences another text
     will be about. Where it wavers between some, the one counts here that the other text has
     something like. It is ColBERT's late interaction (arXiv 2004.12832) of sentences in the place of
     tokens, with a soft maximum over both texts and a prior. With s = 0 and c = 1 it is the mean of
     cosines by the poolings, with s and c going to infinity together the cosine of a single pair of
-    sentences. c and s are learned (``training.matching``); where they start was chosen on 200
-    validation pairs of 2,048 tokens (docs/architecture.md).
+    sentences.
+
+    Some sentences are like all others ("he said nothing"), the more so the less an encoder makes of
+    them: of those a likeness says little. Taking ``o`` away is cross-domain similarity local
+    scaling (arXiv 1710.04087, sec. 2.3), with the neighbours in a sentence's own text.
+
+    c, s and d are learned (``training.matching``); where they start was chosen on 200 validation
+    pairs of 2,048 tokens (docs/architecture.md).
     """
 
     reads_states = "sentences"
@@ -111,22 +124,47 @@ class LateInteraction(nn.Module):
         super().__init__()
         self.prior = nn.Parameter(torch.ones(1))  # c
         self.sharpness = nn.Parameter(torch.full((1,), 16.0))  # s
+        self.discount = nn.Parameter(torch.full((1,), 0.5))  # d
 
     @torch.no_grad()
-    def set(self, prior: float, sharpness: float) -> None:
-        """Give c and s other values."""
+    def set(self, prior: float, sharpness: float, discount: float) -> None:
+        """Give c, s and d other values."""
         self.prior.fill_(prior)
         self.sharpness.fill_(sharpness)
+        self.discount.fill_(discount)
 
     def forward(self, u: Stored, v: Stored) -> Tensor:
         x, y = (F.normalize(one.states, dim=-1) for one in (u, v))
         alike = x @ y.transpose(1, 2)  # (batch, of u, of v)
-        first, second = (torch.log(one.shares.clamp_min(FAINT)) for one in (u, v))
-        logits = self.prior * (first[:, :, None] + second[:, None]) + self.sharpness * alike
+        first, second = (
+            self.prior * torch.log(one.shares.clamp_min(FAINT))
+            - self.sharpness * self.discount * common(states, one.mask)
+            for one, states in ((u, x), (v, y))
+        )
+        logits = first[:, :, None] + second[:, None] + self.sharpness * alike
         both = u.mask[:, :, None] & v.mask[:, None]
         logits = logits.masked_fill(~both, torch.finfo(logits.dtype).min)
         weights = logits.flatten(1).softmax(dim=1)
         return (weights * alike.flatten(1)).sum(dim=1)
+
+
+def common(states: Tensor, mask: Tensor) -> Tensor:
+    """Of each sentence the mean cosine to the ``NEAREST`` others of its text, of which there may be
+    fewer; 0 for the only one.
+
+    Args:
+        states: unit vectors (batch, sentences, width).
+        mask: (batch, sentences), True where a text has one.
+    Returns: (batch, sentences).
+    """
+    most = min(NEAREST, states.shape[1] - 1)
+    if not most:
+        return states.new_zeros(mask.shape)
+    alone = torch.eye(states.shape[1], dtype=torch.bool, device=states.device)
+    alike = (states @ states.transpose(1, 2)).masked_fill(~mask[:, None] | alone, -2.0)
+    near = alike.topk(most, dim=2).values
+    some = near > -2.0  # no cosine
+    return (near * some).sum(dim=2) / some.sum(dim=2).clamp_min(1)
 
 
 SIMILARITIES: dict[str, type[nn.Module]] = {

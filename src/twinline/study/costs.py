@@ -159,12 +159,14 @@ def softened(table: Table) -> str:
 def matched(table: Table) -> str:
     """What each run's late interaction learned, in words."""
     told = ", ".join(
-        f"{lines[0]['run']} {line['prior']:g} and {line['sharpness']:g}"
+        f"{lines[0]['run']}{'' if line['arm'] == lines[0]['arm'] else ' as ' + line['arm']} "
+        f"{line['prior']:g}, {line['sharpness']:g} and {line['discount']:g}"
         for lines in table.runs for line in lines if line["what"] == "match"
     )  # fmt: skip
     return told and (
-        "Late interaction learned on validation how much to believe the pooling and how sharply to "
-        f"look for likeness (similarity.LateInteraction, c and s): {told}."
+        "Late interaction learned on validation how much to believe the pooling, how sharply to "
+        "look for likeness, and how much of it to discount that a sentence has to its own text "
+        f"(similarity.LateInteraction, c, s and d): {told}."
     )
 
 

@@ -263,7 +263,8 @@ class Grid:
     curve_pairs: int = 100
     """Fixed validation pairs of the longest length of a stage, for its curve."""
     dtype: Literal["float32", "bfloat16", "int8", "auto"] = "float32"
-    """Numbers that tests are scored with; curves and validation always in fp32."""
+    """Numbers that tests are scored with (a GPU takes float32 for int8, and multiplies it in TF32);
+    a run that is scored already is not scored again in others."""
     arms: tuple[ArmOptions, ...] = (ArmOptions(),)
     """What is compared."""
     validation: tuple[EvalOptions, ...] = ()
@@ -469,7 +470,6 @@ class RunPlan:
                     "carrier": (test.carrier or self.grid.carrier) if length else None,
                     "eval_length": length,
                     "asked": test.pairs,
-                    "dtype": self.grid.dtype,
                     # None is cosine: as results tell it that were made before there was another.
                     "similarity": LATE if test.similarity == LATE else None,
                 },

@@ -15,6 +15,7 @@ from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock
 from torch.nn import functional as F
 
@@ -24,6 +25,7 @@ from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..evaluate import far_off
 from ..files import fingerprint, read_lines, write_whole
+from ..loop import multiplied
 from ..machine import describe
 from ..recipe import chosen
 from ..statistics import correlation
@@ -104,7 +106,9 @@ def reading(
     plan: RunPlan, name: str, similarity: str, folder: Path, shop: Workshop
 ) -> Iterator[Encoder]:
     """The weights in ``folder`` as the arm ``name`` reads them."""
-    dtype = plan.grid.dtype
+    dtype, gpu = plan.grid.dtype, torch.cuda.is_available()
+    if dtype == "int8" and gpu:
+        dtype = "float32"
     given: dict[str, Any] = {
         "windows": plan.kind.windows, "dtype": dtype, "similarity": similarity,
     }  # fmt: skip
@@ -113,7 +117,8 @@ def reading(
     if dtype == "int8":
         given["calibration"] = calibration(shop)
     encoder = Encoder(folder, **given)
-    with far_off(encoder.model) if name == "hybrid-off" else nullcontext():
+    off = far_off(encoder.model) if name == "hybrid-off" else nullcontext()
+    with off, multiplied("tf32" if gpu else "fp32"):
         yield encoder
 
 
@@ -147,6 +152,7 @@ def score(
         found = correlation(scores, made.pairs.unit_score, "pearson")
         lines.append({
             **named,
+            "dtype": encoder.dtype,
             "pairs": len(made.pairs),
             "left_out": made.too_long,
             "pearson": round(found.value, 5),
@@ -163,7 +169,7 @@ def score(
 
 def match(plan: RunPlan, stage: int, name: str, encoder: Encoder, shop: Workshop,
           lines: Results) -> None:  # fmt: skip
-    """Let late interaction learn its two numbers, on the pairs that a pooling is softened on; or
+    """Let late interaction learn its numbers, on the pairs that a pooling is softened on; or
     take what it has learned."""
     grid, length = plan.grid, plan.stages[stage]
     known = {"what": "match", "arm": name, "train_length": length}
@@ -171,7 +177,7 @@ def match(plan: RunPlan, stage: int, name: str, encoder: Encoder, shop: Workshop
         pairs = shop.long("context", length, grid.carrier, "validation", grid.finish.pairs).pairs
         lines.add({**known, **learn_to_match(encoder, pairs, show_progress=shop.show)})
     learned = next(one for one in lines.lines if known.items() <= one.items())
-    late_of(encoder).set(learned["prior"], learned["sharpness"])
+    late_of(encoder).set(learned["prior"], learned["sharpness"], learned["discount"])
 
 
 def memory_of(encoder: Encoder, length: int) -> int | None:

@@ -1,4 +1,4 @@
-"""What late interaction learns of labelled pairs: how much a pooling is believed, and likeness."""
+"""What late interaction learns of labelled pairs: how much to believe a pooling, and a likeness."""
 
 from __future__ import annotations
 
@@ -14,33 +14,36 @@ from ..statistics import pearson
 
 PRIORS = (0.5, 1.0, 1.5, 2.0, 3.0)
 SHARPNESS = (4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0)
+DISCOUNTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def learn_to_match(
     student: Encoder, pairs: Pairs, *, show_progress: bool | None = None
 ) -> dict[str, float]:
-    """Give the late interaction of ``student`` that ``prior`` and ``sharpness`` whose scores of
-    ``pairs`` correlate best with their labels; the encoder stays as it is.
+    """Give the late interaction of ``student`` that ``prior``, ``sharpness`` and ``discount`` whose
+    scores of ``pairs`` correlate best with their labels; the encoder stays as it is.
 
-    Two numbers are tried out rather than trained: texts are read a single time.
+    Three numbers are tried out rather than trained: texts are read a single time.
 
     Args:
         pairs: labelled ones, as long as those that will be scored, and none of these.
-    Returns: ``prior``, ``sharpness``, and the ``pearson`` correlation that they reach.
+    Returns: those three, and the ``pearson`` correlation that they reach.
     Raises: TwinlineError if the student's similarity is another, or scores do not vary.
     """
     head = late_of(student)
     texts = [*pairs.sentence1, *pairs.sentence2]
     stored = student.stored(student.store(texts, show_progress_bar=show_progress))
     first, second = stored[: len(pairs)], stored[len(pairs) :]
-    best = (float("-inf"), 1.0, 1.0)
+    best, given = float("-inf"), (1.0, 1.0, 0.0)
     with torch.no_grad():
-        for prior, sharpness in product(PRIORS, SHARPNESS):
-            head.set(prior, sharpness)
+        for tried in product(PRIORS, SHARPNESS, DISCOUNTS):
+            head.set(*tried)
             found = pearson(head(first, second).cpu().numpy(), pairs.unit_score)
-            best = max(best, (found, prior, sharpness))
-    head.set(*best[1:])
-    return {"prior": best[1], "sharpness": best[2], "pearson": round(best[0], 5)}
+            if found > best:
+                best, given = found, tried
+    head.set(*given)
+    names = ("prior", "sharpness", "discount")
+    return {**dict(zip(names, given, strict=True)), "pearson": round(best, 5)}
 
 
 def late_of(student: Encoder) -> LateInteraction:
