@@ -122,8 +122,8 @@ class LateInteraction(nn.Module):
 
     def __init__(self, width: int, outputs: int = 1) -> None:
         super().__init__()
-        self.prior = nn.Parameter(torch.ones(1))  # c
-        self.sharpness = nn.Parameter(torch.full((1,), 16.0))  # s
+        self.prior = nn.Parameter(torch.full((1,), 2.0))  # c
+        self.sharpness = nn.Parameter(torch.full((1,), 32.0))  # s
         self.discount = nn.Parameter(torch.full((1,), 0.5))  # d
 
     @torch.no_grad()
