@@ -169,3 +169,13 @@ test:
     file.write_text(text.replace("SEEDS", "0, 1"))
     with pytest.raises(TwinlineError, match="linear, seed 1, is asked twice for context of 64"):
         read_grid(file)
+
+
+def test_what_is_scored_in_other_numbers_is_not_scored_again() -> None:
+    """A grid's tests may be scored on processors and on a GPU, which has no int8."""
+    exact, rounded = (
+        next(Grid(arms=(ArmOptions("linear"),), test=(EvalOptions("native"),), dtype=dtype).runs())
+        for dtype in ("float32", "int8")
+    )
+    assert exact.identity == rounded.identity
+    assert exact.wanted(2) == rounded.wanted(2)

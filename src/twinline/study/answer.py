@@ -318,7 +318,8 @@ def length_alone(table: Table) -> list[str]:
     rows = [r for r in table.find(construction="repeat", split=reported_split(table))
             if r["arm"] in LINEAR_TIME]  # fmt: skip
     told = [
-        f"{row['arm']}, {row['pooling']}, {row['eval_length']:,} tokens {interval(found)}"
+        f"{row['arm']}, {row['pooling']}, seed {row['seed']}, {row['eval_length']:,} tokens "
+        f"{interval(found)}"
         for row in sorted(rows, key=lambda r: (r["arm"], r["pooling"], r["eval_length"], r["seed"]))
         for found in [against_native(table, row)]
         if found
