@@ -21,6 +21,7 @@ from itertools import product
 import torch
 from torch.nn import functional as F
 
+from twinline import similarity
 from twinline import stored as storing
 from twinline.data import load
 from twinline.data.carriers import load_carrier
@@ -31,6 +32,7 @@ from twinline.stored import FAINT, Stored
 from twinline.training.matching import DISCOUNTS, PRIORS, SHARPNESS, late_of
 
 KEPT = (4, 8, 16, 32, 64)
+NEAREST = (1, 4, 8, 32)
 
 
 def one_way(u: Stored, v: Stored, prior: float, sharpness: float, _: float) -> torch.Tensor:
@@ -62,6 +64,7 @@ def main() -> None:
     given = parser.parse_args()
     student = Encoder(given.student, similarity="late")
     head = late_of(student)
+    starts = [number.item() for number in (head.prior, head.sharpness, head.discount)]
     pairs = load("stsb", "validation")
     rows = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[: given.pairs]
     made = long_pairs(
@@ -95,6 +98,10 @@ def main() -> None:
         print(f"late, {name:13}{best(late, some)}", flush=True)
         print(f"  with a discount  {best(late, some, DISCOUNTS)}", flush=True)
     usual = weightiest(every, usually)
+    began = late(usual[: len(gold)], usual[len(gold) :], *starts)
+    print(f"late, as it starts {pearson(began.numpy(), gold):.3f}")
+    for similarity.NEAREST in NEAREST:
+        print(f"nearest {similarity.NEAREST:<10} {best(late, usual, DISCOUNTS)}", flush=True)
     usual = usual[torch.arange(1000) % len(usual)].halved()
     size = usual.states[0].nbytes + usual.shares[0].nbytes
     started = time.perf_counter()

@@ -263,8 +263,8 @@ class Grid:
     curve_pairs: int = 100
     """Fixed validation pairs of the longest length of a stage, for its curve."""
     dtype: Literal["float32", "bfloat16", "int8", "auto"] = "float32"
-    """Numbers that tests are scored with (a GPU takes float32 for int8, and multiplies it in TF32);
-    a run that is scored already is not scored again in others."""
+    """Numbers that tests are scored with (for int8 a GPU takes float32 multiplied in TF32); what is
+    scored already is not scored again in others."""
     arms: tuple[ArmOptions, ...] = (ArmOptions(),)
     """What is compared."""
     validation: tuple[EvalOptions, ...] = ()

@@ -18,7 +18,7 @@ from ..machine import keep_memory
 from ..options import FindOptions
 from ..training.lengths import Lengths
 from .grid import CELL, LATE, WINDOW, Grid, RunPlan, read_grid
-from .run import complete, lengths_of, pilots_of, run_one, run_yardstick
+from .run import complete, dtype_of, lengths_of, pilots_of, run_one, run_yardstick
 from .workshop import Workshop
 
 TRIAL = 4096
@@ -47,7 +47,7 @@ def measure(grid: Grid) -> Speed:
         loss.backward()
         nn.Module.zero_grad(encoder.model)
 
-    quick = Encoder(encoder.model, encoder.tokenizer, dtype=grid.dtype)
+    quick = Encoder(encoder.model, encoder.tokenizer, dtype=dtype_of(grid))
     seconds = []
     for work in (step, lambda: quick.encode_ids(ids)):
         work()

@@ -101,14 +101,17 @@ def train_stage(
     ]
 
 
+def dtype_of(grid: Grid) -> str:
+    """The numbers that tests are scored with on this machine: a GPU has no int8."""
+    return "float32" if grid.dtype == "int8" and torch.cuda.is_available() else grid.dtype
+
+
 @contextmanager
 def reading(
     plan: RunPlan, name: str, similarity: str, folder: Path, shop: Workshop
 ) -> Iterator[Encoder]:
     """The weights in ``folder`` as the arm ``name`` reads them."""
-    dtype, gpu = plan.grid.dtype, torch.cuda.is_available()
-    if dtype == "int8" and gpu:
-        dtype = "float32"
+    dtype = dtype_of(plan.grid)
     given: dict[str, Any] = {
         "windows": plan.kind.windows, "dtype": dtype, "similarity": similarity,
     }  # fmt: skip
@@ -118,7 +121,7 @@ def reading(
         given["calibration"] = calibration(shop)
     encoder = Encoder(folder, **given)
     off = far_off(encoder.model) if name == "hybrid-off" else nullcontext()
-    with off, multiplied("tf32" if gpu else "fp32"):
+    with off, multiplied("fp32" if dtype == plan.grid.dtype else "tf32"):
         yield encoder
 
 
