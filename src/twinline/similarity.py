@@ -89,8 +89,8 @@ class STCAHead(nn.Module):
 
 
 NEAREST = 4
-"""Sentences of its own text that one is held against: chosen among 4, 8 and all of them on 200
-validation pairs of 2,048 tokens."""
+"""Sentences of its own text that one is held against: chosen on 200 validation pairs of 2,048
+tokens (docs/architecture.md has what others give)."""
 
 
 class LateInteraction(nn.Module):
