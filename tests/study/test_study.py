@@ -21,7 +21,7 @@ from twinline.study.costs import protocols
 from twinline.study.grid import NATIVE, read_grid, trained_as
 from twinline.study.plan import run_grid
 from twinline.study.report import longer_part, make
-from twinline.study.run import packed
+from twinline.study.run import lengths_of, packed, steps_of
 from twinline.study.table import (
     BUT_FORUMS,
     FIELDS,
@@ -162,6 +162,17 @@ def test_finishing_takes_the_pooling_part_of_the_way_back(finished: Path, tmp_pa
     for name in moved:
         wanted = 0.75 * trained[0.0][name] + 0.25 * before[name]
         torch.testing.assert_close(trained[0.25][name], wanted)
+
+
+def test_an_arm_may_be_trained_on_other_constructions(finished: Path) -> None:
+    grid = read_grid(finished / "grid.yaml")
+    shop = Workshop(grid, finished / "work")
+    plain = next(run for run in grid.runs() if run.key == "hybrid-sentence-0")
+    other = replace(plain, arm=replace(plain.arm, constructions=("context", "repeat")))
+    assert plain.identity != other.identity
+    for run, wanted in ((plain, {"context"}), (other, {"context", "repeat"})):
+        longer = steps_of(run, lengths_of(run, 0), shop)
+        assert {builder.construction for builder in longer.builders} == wanted
 
 
 def test_other_texts_are_planted_beside_the_training_pairs(finished: Path, tmp_path: Path) -> None:

@@ -197,6 +197,23 @@ def test_texts_with_pointers_lend_one_another_nothing(
         assert not any("counts" in text for text in one.texts[texts:])
 
 
+def test_a_repeated_sentence_neither_lends_nor_borrows(
+    tiny_pairs: Path, tiny_tokenizer: Any
+) -> None:
+    pairs = load(str(tiny_pairs), scale=(0, 1))
+    builder = long_steps(pairs, tiny_tokenizer, 1, "repeat").builders[0]
+    options = LengthOptions(least=64, greatest=(512,), mean=0.5, edge=0.4, real=128)
+    longer = LongSteps((builder,), Lengths(options, steps=20))
+    assert max(longer.lengths[step] for step in range(20)) > 128
+    for step in range(20):
+        built = longer(step, range(4))
+        sizes = {len(ids) for ids in tiny_tokenizer(built.texts)["input_ids"]}
+        assert sizes == {longer.lengths.real(step)}
+        assert built.reads is None
+        assert all(text.count(pairs.sentence1[row]) > 1
+                   for text, row in zip(built.texts, built.rows, strict=False))  # fmt: skip
+
+
 def test_a_step_of_few_pairs_takes_any_of_its_batch(tiny_pairs: Path, tiny_tokenizer: Any) -> None:
     pairs = load(str(tiny_pairs), scale=(0, 1))
     builder = long_steps(pairs, tiny_tokenizer, 1).builders[0]
@@ -246,6 +263,3 @@ def test_what_long_training_cannot_use_is_refused(
     with pytest.raises(TwinlineError, match="longer than the student's windows"):
         distill(windowed, pairs, options=DistillOptions(alpha=0, epochs=0.1, states=1),
                 twin=Encoder(tiny_bert), longer=long_steps(pairs, tiny_tokenizer, 20))  # fmt: skip
-    repeat = long_steps(pairs, tiny_tokenizer, 1, "repeat").builders
-    with pytest.raises(TwinlineError, match="no prose to lend"):
-        LongSteps(repeat, Lengths(LengthOptions(real=128), 1))

@@ -89,6 +89,8 @@ class ArmOptions:
     """What steps have in common, if not what the study's lengths say."""
     train_lengths: tuple[int, ...] = ()
     """Stages of this arm; none given: the study's."""
+    constructions: tuple[str, ...] = ()
+    """What it is trained on, if not the study's."""
     steps: tuple[int, ...] = ()
     """Steps of each of its stages; none given: the study's. 0: the encoder stays as it is, and
     pooling by the sentence learns alone."""
@@ -104,6 +106,7 @@ class ArmOptions:
         if self.model.attention != ModelOptions().attention or self.model.pooling:
             raise TwinlineError("A model's attention and pooling are the arm's name and poolings.")
         at_least(self, SHORTEST, "real")
+        choice("an arm's constructions", tuple(set(self.constructions)), TAUGHT)
         rising("train_lengths", self.train_lengths)
         numbers("seeds", self.seeds, int)
         numbers("an arm's steps", self.steps, int)
@@ -298,11 +301,6 @@ class Grid:
                 )
         replace(self.lengths, greatest=self.train_lengths)  # refuses what does not rise
         for run in self.runs():
-            if "repeat" in self.constructions and run.virtual:
-                raise TwinlineError(
-                    f"repeat has no prose to lend: give the arm {run.arm.known} virtual: false, or "
-                    "leave repeat out of constructions."
-                )
             for name in ("steps", "pooling_steps"):
                 if (given := getattr(run.arm, name)) and len(given) != len(run.stages):
                     raise TwinlineError(

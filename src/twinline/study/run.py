@@ -59,7 +59,7 @@ def lengths_of(plan: RunPlan, stage: int) -> Lengths:
 def steps_of(plan: RunPlan, lengths: Lengths, shop: Workshop) -> LongSteps:
     """The texts of a stage's steps: from the same order of pairs for every arm of a seed, in other
     prose where arms really read another length."""
-    builders = shop.builders(shop.train, lengths.seed)
+    builders = shop.builders(shop.train, lengths.seed, plan.arm.constructions)
     return LongSteps(builders, lengths, apart=plan.kind.windows is not None and plan.virtual)
 
 

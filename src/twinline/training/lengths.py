@@ -96,6 +96,8 @@ class LongSteps:
         builders: of the constructions that are trained on; each step draws one of them.
         apart: lend whole texts of prose alone, and nothing of the pairs' own: an average of windows
             can read no part of one. ``keyed`` does so too, as its texts hold other pointers.
+            ``repeat``, which holds no prose, neither lends nor borrows: it stays as long as what is
+            really read.
     """
 
     builders: tuple[Builder, ...]
@@ -109,8 +111,6 @@ class LongSteps:
                 "A composite's score is not its first pair's, so that none is trained on: choose "
                 "another construction, and evaluate on composites."
             )
-        if self.lengths.options.real is not None and "repeat" in trained:
-            raise TwinlineError("repeat has no prose to lend: leave out real.")
 
     def __call__(self, step: int, rows: Sequence[int]) -> LongBatch:
         """The texts of a step, made of those pairs in ``rows`` that fit.
@@ -120,8 +120,8 @@ class LongSteps:
         """
         random = np.random.default_rng((self.lengths.seed, step, 1))
         builder = self.builders[int(random.integers(len(self.builders)))]
-        virtual = self.lengths[step]
         length, lenders = self.lengths.real(step), 0
+        virtual = length if builder.construction == "repeat" else self.lengths[step]
         many = self.lengths.pairs(step, len(rows))
         apart = self.apart or builder.construction == "keyed"
         if apart and virtual > length:
