@@ -441,6 +441,9 @@ def test_the_answer_says_what_each_sentence_rests_on(finished: Path) -> None:
     assert lines[0].startswith("| arm, pooling (seeds) | 64 | 200 | 600 |")
     assert any(line.startswith("| hybrid, latent (2) |") for line in lines)
     assert len({line.count("|") for line in lines}) == 1
+    main = chosen_student(table)[1]
+    told = {line.split(",", 1)[1] for line in overview(table, short=True).splitlines()[2:]}
+    assert {one.split("(")[0].strip() for one in told} == {main, trained_pooling(main)}
 
 
 def test_genres_are_rows_of_sts_b_and_of_nothing_else(finished: Path) -> None:

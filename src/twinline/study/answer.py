@@ -19,6 +19,7 @@ from .table import (
     by_genre,
     chosen_student,
     longest,
+    main_pooling,
     main_test,
     reported_split,
     trained_pooling,
@@ -221,10 +222,19 @@ def whole_split(table: Table, arm: str, pooling: str) -> str:
     )
 
 
-def overview(table: Table) -> str:
+def overview(table: Table, short: bool = False) -> str:
     """Arms and poolings by length, in other prose, and ``keyed``: means over seeds, as a Markdown
-    table."""
+    table.
+
+    Args:
+        short: only the main pooling, its vectors' cosine beside what reads more of it.
+    """
     split = reported_split(table)
+    poolings, compared = table.poolings, table.names("arm")
+    if short:
+        pooling = main_pooling(table)
+        poolings = list(dict.fromkeys((pooling, trained_pooling(pooling))))
+        compared = [arm for arm in compared if table.find(arm=arm, pooling=pooling, split=split)]
     main = main_test(table, split)
     lengths = [n for n in table.lengths(**main) if n]
     tests = [(f"{n:,}", {**main, "eval_length": n}) for n in lengths]
@@ -239,7 +249,7 @@ def overview(table: Table) -> str:
         )
     head = ["arm, pooling (seeds)", *(name for name, _ in tests)]
     lines = [head, ["---"] * len(head)]
-    for pooling, arm in product(table.poolings, table.names("arm")):
+    for pooling, arm in product(poolings, compared):
         mine = {"arm": arm, "pooling": pooling}
         trained = max((r["train_length"] for r in table.find(**mine, split=split)), default=0)
         found = [table.find(**mine, train_length=trained, **test) for _, test in tests]

@@ -1,4 +1,4 @@
-"""The report of a study: flat rows, one self-contained page, and README's answer."""
+"""The report of a study: flat rows, one self-contained page, and the tables of README."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RUN_AGAIN = (
 
 
 def make(name: str | None, results: Path, docs: Path) -> list[Path]:
-    """Write RESULTS/NAME.json and DOCS/NAME/index.html; for ``study`` README's answer too.
+    """Write RESULTS/NAME.json and DOCS/NAME/index.html; for ``study`` README's tables too.
 
     Raises: TwinlineError if no run is finished, or the extra ``report`` is not installed.
     """
@@ -74,7 +74,9 @@ def make(name: str | None, results: Path, docs: Path) -> list[Path]:
     )
     written.append(picture)
     if folder.name == "study" and docs == Path("docs"):
-        into_marks(Path("README.md"), "study", "\n\n".join([*answer[:3], overview(table)]))
+        into_marks(Path("README.md"), "study", overview(table, short=True))
+        told = "\n\n".join([*answer[:3], overview(table)])
+        into_marks(docs / folder.name / "README.md", "study", told)
     return written
 
 
