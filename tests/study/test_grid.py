@@ -70,7 +70,6 @@ def grid_file(folder: Path, text: str) -> Path:
         ("train: {learning_rate: 1e-4}", "a number, not '1e-4' .write 1.0e-4 for 1e-4."),
         ("transfer_texts: [novel]", "transfer_texts must be among .*, not 'novel'"),
         ("constructions: [composite]", "constructions must be among context, .*not 'composite'"),
-        ("arms: [{name: linear, constructions: [composite]}]", "an arm's constructions must be"),
         ("test: [{construction: context, lengths: [8]}]", "a test's lengths must be .*at least 16"),
         ("test: [{construction: native, train_lengths: [64]}]", "train_lengths must be among 128"),
         ("test: [{construction: native, pairs: -5}]", "a test's pairs must be"),

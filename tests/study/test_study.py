@@ -21,7 +21,7 @@ from twinline.study.costs import protocols
 from twinline.study.grid import NATIVE, read_grid, trained_as
 from twinline.study.plan import run_grid
 from twinline.study.report import longer_part, make
-from twinline.study.run import lengths_of, packed, steps_of
+from twinline.study.run import packed, settle
 from twinline.study.table import (
     BUT_FORUMS,
     FIELDS,
@@ -65,6 +65,8 @@ finish:
   keep: 0.5
   soften: [0.5, 0.25]
   pairs: 6
+  constructions: [context, repeat]
+  settle: 2
 steps: [{steps}, 2]
 curve_points: [1, 1]
 curve_pairs: 10
@@ -164,15 +166,22 @@ def test_finishing_takes_the_pooling_part_of_the_way_back(finished: Path, tmp_pa
         torch.testing.assert_close(trained[0.25][name], wanted)
 
 
-def test_an_arm_may_be_trained_on_other_constructions(finished: Path) -> None:
+def test_settling_trains_encoder_and_pooling_on_short_texts(finished: Path, tmp_path: Path) -> None:
     grid = read_grid(finished / "grid.yaml")
+    plan = next(run for run in grid.runs() if run.key == "hybrid-sentence-0")
     shop = Workshop(grid, finished / "work")
-    plain = next(run for run in grid.runs() if run.key == "hybrid-sentence-0")
-    other = replace(plain, arm=replace(plain.arm, constructions=("context", "repeat")))
-    assert plain.identity != other.identity
-    for run, wanted in ((plain, {"context"}), (other, {"context", "repeat"})):
-        longer = steps_of(run, lengths_of(run, 0), shop)
-        assert {builder.construction for builder in longer.builders} == wanted
+    student, _ = shop.start(plan)
+    before = {k: v.clone() for k, v in student.model.state_dict().items()}
+    curve = settle(plan, student, shop, tmp_path, 1e-3)
+    assert [point["steps"] for point in curve] == [0, 2]
+    assert 0 < curve[-1]["tokens"] <= 2 * 2 * grid.train.pairs * plan.arm.real
+    moved = {k for k, v in student.model.state_dict().items() if not v.equal(before[k])}
+    assert any(name.startswith("layers.") for name in moved)
+    assert any(name.startswith("pool") for name in moved)
+    last = next(run for run in grid.runs() if run.key == "softmax-windows512-sentence-0")
+    assert plan.settles(1)
+    assert not plan.settles(0)
+    assert not last.settles(1)  # its encoder has no steps
 
 
 def test_other_texts_are_planted_beside_the_training_pairs(finished: Path, tmp_path: Path) -> None:
@@ -247,7 +256,7 @@ def test_a_curve_counts_what_the_pooling_learned_alone(finished: Path) -> None:
         for name in ("hybrid-sentence-0", "softmax-windows512-sentence-0", "hybrid-latent-0")
     }
     assert list(steps.values()) == [
-        [3 + 2, 2 + 2 + 2],  # the pooling's, its own, and the pooling's once more
+        [3 + 2, 2 + 2 + 2 + 2],  # the pooling's, its own, the pooling's once more, and both's
         [3, 2 + 2],  # its encoder has no steps
         [2, 2],
     ]

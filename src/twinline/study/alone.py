@@ -38,7 +38,7 @@ def find_stage(plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work
     and those of what was read once among them."""
     points = 1 if plan.steps(stage) else plan.grid.curve_points[stage]
     lengths = found_lengths_of(plan, stage)
-    builders = shop.builders(shop.train, lengths.seed, plan.arm.constructions)
+    builders = shop.builders(shop.train, lengths.seed)
     return learned(plan, stage, student, shop, work, builders, plan.grid.find, lengths, points)
 
 

@@ -89,8 +89,6 @@ class ArmOptions:
     """What steps have in common, if not what the study's lengths say."""
     train_lengths: tuple[int, ...] = ()
     """Stages of this arm; none given: the study's."""
-    constructions: tuple[str, ...] = ()
-    """What it is trained on, if not the study's."""
     steps: tuple[int, ...] = ()
     """Steps of each of its stages; none given: the study's. 0: the encoder stays as it is, and
     pooling by the sentence learns alone."""
@@ -106,7 +104,6 @@ class ArmOptions:
         if self.model.attention != ModelOptions().attention or self.model.pooling:
             raise TwinlineError("A model's attention and pooling are the arm's name and poolings.")
         at_least(self, SHORTEST, "real")
-        choice("an arm's constructions", tuple(set(self.constructions)), TAUGHT)
         rising("train_lengths", self.train_lengths)
         numbers("seeds", self.seeds, int)
         numbers("an arm's steps", self.steps, int)
@@ -142,7 +139,8 @@ class ArmOptions:
 
 @dataclass(frozen=True)
 class FinishOptions:
-    """What follows the last stage of pooling by the sentence, while the encoder stays as it is."""
+    """What follows the last stage of pooling by the sentence: it learns while the encoder stays as
+    it is, and then both settle."""
 
     steps: int = 0
     """In which the pooling learns alone once more; 0: nothing follows."""
@@ -162,9 +160,13 @@ class FinishOptions:
     (temperature scaling, arXiv 1706.04599); none given: it stays."""
     pairs: int = 200
     """Validation pairs of ``context``, at the last stage's length, on which that is chosen."""
+    settle: int = 0
+    """Steps behind all this in which the whole student learns once more, as in the last stage but
+    from these constructions; 0: none."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "steps")
+        at_least(self, 0, "settle")
         at_least(self, 1, "planted")
         at_least(self, 2, "pairs")
         if not 0 <= self.keep < 1:
@@ -173,7 +175,7 @@ class FinishOptions:
         choice("constructions that finish a run", tuple(set(self.constructions)), TAUGHT)
         for name in self.sources:
             source("sources", name, (*TASKS, "builtin"))
-        given = self.constructions or self.sources or self.soften or self.keep
+        given = self.constructions or self.sources or self.soften or self.keep or self.settle
         if given and not self.steps:
             raise TwinlineError("What finishes a run needs steps, in which the pooling learns.")
 
@@ -419,6 +421,10 @@ class RunPlan:
         """Whether something follows the stage."""
         last = stage == len(self.stages) - 1
         return last and self.pooling == "sentence" and self.grid.finish.steps > 0
+
+    def settles(self, stage: int) -> bool:
+        """Whether its encoder learns once more behind that: one that has never learned stays."""
+        return self.finishes(stage) and self.grid.finish.settle > 0 and self.steps(stage) > 0
 
     @property
     def identity(self) -> str:

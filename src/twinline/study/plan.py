@@ -79,6 +79,8 @@ def estimate(plan: RunPlan, speed: Speed, pairs: dict[str, int]) -> Estimate:
             training += read_once(plan.grid.find) // 3
         if plan.finishes(stage):
             last = plan.grid.finish
+            if plan.settles(stage):
+                training += tokens_of(plan, replace(lengths_of(plan, stage), steps=last.settle))
             other = last.planted * len(last.sources)
             training += read_once(replace(last.find, pairs=last.find.pairs + other)) // 3
             testing += 2 * last.pairs * length * bool(last.soften)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import date
@@ -56,10 +56,12 @@ def lengths_of(plan: RunPlan, stage: int) -> Lengths:
     return Lengths(options, plan.steps(stage), 1000 * plan.seed + stage)
 
 
-def steps_of(plan: RunPlan, lengths: Lengths, shop: Workshop) -> LongSteps:
+def steps_of(
+    plan: RunPlan, lengths: Lengths, shop: Workshop, constructions: Sequence[str] = ()
+) -> LongSteps:
     """The texts of a stage's steps: from the same order of pairs for every arm of a seed, in other
     prose where arms really read another length."""
-    builders = shop.builders(shop.train, lengths.seed, plan.arm.constructions)
+    builders = shop.builders(shop.train, lengths.seed, constructions)
     return LongSteps(builders, lengths, apart=plan.kind.windows is not None and plan.virtual)
 
 
@@ -77,12 +79,38 @@ def train_stage(
     Args:
         steps: of a pilot; it reads what the stage's first steps would.
     """
-    grid = plan.grid
     lengths = lengths_of(plan, stage)
+    longer = steps_of(plan, lengths, shop)
+    points = plan.grid.curve_points[stage]
+    return distilled(plan, stage, student, shop, work, rate, longer, steps or lengths.steps, points)
+
+
+def settle(plan: RunPlan, student: Encoder, shop: Workshop, work: Path, rate: float) -> Curve:
+    """Let encoder and pooling learn once more, in place, at the last stage's lengths, from what
+    ``finish`` names. Returns: the curve, as ``train_stage``'s.
+
+    What only the pooling has met by then the encoder meets too: a sentence over and over is to be
+    what it is alone.
+    """
+    options, stages = plan.grid.finish, len(plan.stages)
+    lengths = replace(
+        lengths_of(plan, stages - 1), steps=options.settle, seed=1000 * plan.seed + stages
+    )
+    longer = steps_of(plan, lengths, shop, options.constructions)
+    return distilled(plan, stages - 1, student, shop, work, rate, longer, options.settle, 1)
+
+
+def distilled(
+    plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work: Path, rate: float,
+    longer: LongSteps, steps: int, points: int,
+) -> Curve:  # fmt: skip
+    """Train ``steps`` of what ``longer`` builds, with ``points`` evaluations on the pairs of the
+    stage's curve over all that it has."""
+    grid, lengths = plan.grid, longer.lengths
     per_epoch = -(-len(shop.train) // grid.train.pairs)
     options = replace(
-        grid.train, seed=lengths.seed, epochs=(steps or lengths.steps) / per_epoch,
-        learning_rate=rate, evaluate_every=-(-lengths.steps // grid.curve_points[stage]),
+        grid.train, seed=lengths.seed, epochs=steps / per_epoch,
+        learning_rate=rate, evaluate_every=-(-lengths.steps // points),
         attend=grid.train.attend if plan.pooling != "mean" else 0.0,
     )  # fmt: skip
     run = distill(
@@ -90,10 +118,11 @@ def train_stage(
         twin=shop.softmax() if options.match else None,
         goals=shop.goals() if options.match else None,
         validation=shop.curve_pairs(plan, stage), options=options,
-        longer=steps_of(plan, lengths, shop), folder=work, show_progress=shop.show,
+        longer=longer, folder=work, show_progress=shop.show,
     )  # fmt: skip
     config = student.model.config
-    length = min(plan.arm.real, plan.stages[stage]) if plan.virtual else plan.stages[stage]
+    greatest = lengths.options.greatest[-1]
+    length = min(plan.arm.real, greatest) if plan.virtual else greatest
     return [
         point(line, line.tokens, line.seconds, 3 * flops(config, line.tokens, length))
         for line in run.log
@@ -273,6 +302,9 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
                 curve = joined(curve, own)
                 if softened is not None:
                     told["softened"] = softened
+                if plan.settles(stage):
+                    own = settle(plan, student, shop, work / "settle.work", rate)
+                    curve = joined(curve, own)
             if not stage and not lines.has({"what": "transfer"}):
                 lines.add({"what": "transfer", **cost})
             if not lines.has({"what": "curve", "train_length": length}):
