@@ -41,6 +41,8 @@ def grid_file(folder: Path, text: str) -> Path:
         ("finish: {soften: [0.5]}", "finish: .*needs steps"),
         ("finish: {steps: 9, sources: [mnly]}", "finish: sources must be among .*not 'mnly'"),
         ("finish: {constructions: [repeat]}", "finish: .*needs steps"),
+        ("finish: {settle: 5}", "finish: .*needs steps"),
+        ("finish: {steps: 5, settle: -1}", "finish: settle must be at least 0"),
         ("finish: {steps: 9, constructions: [composite]}", "must be among context, keyed, .*not"),
         ("finish: {steps: 9, soften: [1]}", "soften must be a list of floats"),
         ("find: {texts: 0}", "find: texts must be at least 1"),
