@@ -60,7 +60,7 @@ def steps_of(
     plan: RunPlan, lengths: Lengths, shop: Workshop, constructions: Sequence[str] = ()
 ) -> LongSteps:
     """The texts of a stage's steps: from the same order of pairs for every arm of a seed, in other
-    prose where arms really read another length."""
+    prose where arms really read another length; by the study's constructions, if not by others."""
     builders = shop.builders(shop.train, lengths.seed, constructions)
     return LongSteps(builders, lengths, apart=plan.kind.windows is not None and plan.virtual)
 
@@ -104,8 +104,8 @@ def distilled(
     plan: RunPlan, stage: int, student: Encoder, shop: Workshop, work: Path, rate: float,
     longer: LongSteps, steps: int, points: int,
 ) -> Curve:  # fmt: skip
-    """Train ``steps`` of what ``longer`` builds, with ``points`` evaluations on the pairs of the
-    stage's curve over all that it has."""
+    """Train, in place, the first ``steps`` of what ``longer`` builds. Returns: the curve, with
+    ``points`` evaluations on the stage's pairs over all of its steps."""
     grid, lengths = plan.grid, longer.lengths
     per_epoch = -(-len(shop.train) // grid.train.pairs)
     options = replace(
