@@ -166,7 +166,7 @@ def test_finishing_takes_the_pooling_part_of_the_way_back(finished: Path, tmp_pa
         torch.testing.assert_close(trained[0.25][name], wanted)
 
 
-def test_settling_trains_encoder_and_pooling_on_short_texts(finished: Path, tmp_path: Path) -> None:
+def test_settling_trains_encoder_and_pooling_once_more(finished: Path, tmp_path: Path) -> None:
     grid = read_grid(finished / "grid.yaml")
     plan = next(run for run in grid.runs() if run.key == "hybrid-sentence-0")
     shop = Workshop(grid, finished / "work")

@@ -91,13 +91,13 @@ class LongSteps:
 
     All texts of a step that lend one another prose take it from one document, as a long text has
     it: how a sentence differs from the rest of its text is what it can be found by.
+    ``repeat``, which holds no prose, neither lends nor borrows: it stays as long as what is really
+    read.
 
     Args:
         builders: of the constructions that are trained on; each step draws one of them.
         apart: lend whole texts of prose alone, and nothing of the pairs' own: an average of windows
             can read no part of one. ``keyed`` does so too, as its texts hold other pointers.
-            ``repeat``, which holds no prose, neither lends nor borrows: it stays as long as what is
-            really read.
     """
 
     builders: tuple[Builder, ...]
