@@ -167,6 +167,7 @@ def bad_calls(tmp: Path, student: Path, bert: Path, pairs: Path) -> dict[str, tu
             ["evaluate", student, "--data", pairs, "--scale", "0", "1", "--similarity", "late"],
             "pooling='sentence'",
         ),
+        "one too many": (["study", "plan", tmp / "typo.yaml", "more"], "no place for 'more'"),
         "npy": (["encode", student, tmp / "number.csv", tmp / "x.txt"], ".npy"),
     }  # fmt: skip
 
@@ -192,6 +193,7 @@ NAMES = [
     "verb",
     "flag",
     "far",
+    "one too many",
     "npy",
 ]
 

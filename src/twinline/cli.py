@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
-from cyclopts.exceptions import CycloptsError
+from cyclopts.exceptions import CycloptsError, UnusedCliTokensError
 
 from .errors import TwinlineError
 from .options import ConvertRecipe, DistillRecipe, RetrievalRecipe, TeachRecipe
@@ -416,7 +416,11 @@ def main(tokens: Sequence[str] | None = None) -> None:
     except (TwinlineError, CycloptsError) as error:
         # cyclopts wraps what an option's own check raised.
         cause = error.__cause__ if isinstance(error.__cause__, TwinlineError) else error
-        print(f"twinline: {' '.join(str(cause).split())}", file=sys.stderr)
+        said = str(cause)
+        if isinstance(cause, UnusedCliTokensError):
+            unused = ", ".join(map(repr, cause.unused_tokens or ()))
+            said = f"This command has no place for {unused}: --help tells what it takes."
+        print(f"twinline: {' '.join(said.split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("twinline: stopped; the same command goes on from the last checkpoint.",
