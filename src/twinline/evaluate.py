@@ -76,13 +76,14 @@ def hybrids(model: TwinlineModel) -> list[HybridAttention]:
 def far_off(model: TwinlineModel) -> Iterator[None]:
     """Inside the block, the linear branch of a hybrid is switched off."""
     attentions = hybrids(model)
+    before = [attention.far for attention in attentions]
     for attention in attentions:
         attention.far = False
     try:
         yield
     finally:
-        for attention in attentions:
-            attention.far = True
+        for attention, far in zip(attentions, before, strict=True):
+            attention.far = far
 
 
 def far_share(encoder: Encoder, texts: Sequence[str]) -> list[float]:

@@ -55,6 +55,9 @@ class AttentionOptions:
     block_size: int = 128
     """hybrid: tokens in a softmax block. With sentences: most tokens in one. lightning: tokens in a
     tile (speed only)."""
+    far: bool = True
+    """hybrid: whether the linear branch reads what lies outside a token's block; False: nothing
+    does."""
     neighbours: int = 0
     """hybrid: how many blocks on each side are read by softmax too."""
     decay: float = 0.02

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from twinline.cli import main
+from twinline.data import load
+from twinline.encoder import Encoder
 from twinline.errors import TwinlineError
 from twinline.files import read_lines
 from twinline.study import run as run_module
@@ -19,9 +21,9 @@ from twinline.study.alone import finish, validated
 from twinline.study.answer import conclusion, overview, whole_split
 from twinline.study.costs import protocols
 from twinline.study.grid import NATIVE, read_grid, trained_as
-from twinline.study.plan import run_grid
+from twinline.study.plan import run_grid, said
 from twinline.study.report import longer_part, make
-from twinline.study.run import packed, settle
+from twinline.study.run import missing, packed, settle
 from twinline.study.table import (
     BUT_FORUMS,
     FIELDS,
@@ -284,6 +286,16 @@ def test_a_difference_is_paired_and_of_one_test(finished: Path) -> None:
     assert table.difference(one, {**one, "arm": "lightning"}) is None
 
 
+def test_a_difference_is_of_the_seeds_that_both_have(finished: Path) -> None:
+    table = Table.read(finished / "results" / "tiny")
+    at = {"pooling": "latent", "construction": "native", "split": "test"}
+    one, other = {**at, "arm": "hybrid"}, {**at, "arm": "hybrid-off"}
+    fewer = replace(table)
+    fewer.__dict__["rows"] = [r for r in table.rows if r not in table.find(**other)[:1]]
+    made, same = fewer.difference(one, other), table.difference({**one, "seed": 1}, other)
+    assert made == same == table.difference({**one, "seed": 1}, {**other, "seed": 1}) is not None
+
+
 def with_fewer(table: Table, row: dict[str, Any], left_out: int) -> Table:
     """The table as if ``row`` had not scored its first pairs."""
     known = scored(table, row)
@@ -399,6 +411,20 @@ def test_late_interaction_is_scored_beside_the_cosine_of_the_same_vectors(finish
     assert "with sentence pooling and late interaction of sentences" in said[0]
     assert "Its vectors alone, by cosine" in said[0]
     assert "(sentence pooling)" in said[2]
+
+
+def test_an_arm_is_left_as_late_interaction_scores_it(finished: Path) -> None:
+    """Numbers, similarity and the branch are the folder's own."""
+    table, pairs = Table.read(finished / "results" / "tiny"), load("builtin", "test")
+    for arm in ("hybrid", "hybrid-off"):
+        (folder,) = (finished / "work").glob(f"hybrid-sentence-0-*/late-{arm}-128")
+        encoder = Encoder(folder)
+        assert encoder.similarity_name == "late"
+        found = encoder.similarity_pairwise(*map(encoder.store, (pairs.sentence1, pairs.sentence2)))
+        at = {"arm": arm, "pooling": "sentence, late", "construction": "native", "split": "test"}
+        known = unpacked(table.find(**at, seed=0)[0]["scores"], "<f2")
+        assert np.corrcoef(found.numpy(), known)[0, 1] > 0.9999
+        assert encoder.model.config.far == (arm == "hybrid")
 
 
 def test_what_is_kept_is_a_share_of_the_yardsticks_own_pairs(finished: Path) -> None:
@@ -549,6 +575,19 @@ def test_the_plan_names_runs_and_hours(finished: Path, capsys: pytest.CaptureFix
     assert "| hybrid-latent-0 |" in told
     assert told.count("done") == 8
     assert "0.0 hours to go" in told
+
+
+def test_the_plan_names_what_a_run_lacks(finished: Path, tmp_path: Path) -> None:
+    plan = next(read_grid(finished / "grid.yaml").runs())
+    assert missing(plan, tmp_path / "none") is None
+    lines = read_lines(finished / "results" / "tiny" / f"{plan.key}.jsonl")
+    left = [one for one in lines if one.get("construction") != "context"]
+    (tmp_path / "some").write_text("".join(json.dumps(one) + "\n" for one in left))
+    lacks = missing(plan, tmp_path / "some")
+    assert lacks is not None
+    assert "hybrid-off test context builtin 600" in lacks
+    assert said(lacks).endswith(f" and {len(lacks) - 3} more")
+    assert said(None) == ""
 
 
 def test_what_is_not_there_is_told(tmp_path: Path, finished: Path) -> None:

@@ -229,7 +229,7 @@ class HybridAttention(nn.Module):
     def __init__(self, spec: AttentionSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.far = True
+        self.far = spec.far
         self.report: Callable[[Tensor, Tensor | None], None] | None = None
         # With neighbours a block's window reaches into the next piece.
         self.piece = None if spec.neighbours else 1 if spec.sentences else spec.block_size

@@ -443,6 +443,11 @@ class RunPlan:
         own = (sorted(grid.items()), sorted(arm.items()), self.pooling, self.seed)
         return fingerprint(map(str, own))[:12]
 
+    @property
+    def folder(self) -> str:
+        """Of what it trains, below the work folder."""
+        return f"{self.key}-{self.identity}"
+
     def tests(self, stage: int) -> Iterator[tuple[str, str, EvalOptions]]:
         """Split, arm (its own, or one that reads its weights otherwise) and test after a stage."""
         length, last = self.stages[stage], stage == len(self.stages) - 1

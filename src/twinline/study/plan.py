@@ -18,9 +18,11 @@ from ..machine import keep_memory
 from ..options import FindOptions
 from ..training.lengths import Lengths
 from .grid import CELL, LATE, WINDOW, Grid, RunPlan, read_grid
-from .run import complete, dtype_of, lengths_of, pilots_of, run_one, run_yardstick
+from .run import complete, dtype_of, lengths_of, missing, pilots_of, run_one, run_yardstick
 from .workshop import Workshop
 
+NAMED = 3
+"""How many of the scores that a run lacks the plan names."""
 TRIAL = 4096
 """Tokens that the machine's speed is measured with."""
 
@@ -117,6 +119,14 @@ def results_folder(grid: Grid, results: Path) -> Path:
     return results / grid.name
 
 
+def said(lacks: list[str] | None) -> str:
+    """Of what a run still lacks, None before it is begun."""
+    if not lacks:
+        return "" if lacks is None else "done"
+    some = "; ".join(lacks[:NAMED])
+    return f"lacks {some}" + (f" and {len(lacks) - NAMED} more" if len(lacks) > NAMED else "")
+
+
 def plan_text(path: Path, results: Path) -> str:
     """The runs of a grid as a table, with what each reads and takes on this machine."""
     grid = read_grid(path)
@@ -127,11 +137,11 @@ def plan_text(path: Path, results: Path) -> str:
     left = 0.0
     for plan in grid.runs():
         made = estimate(plan, speed, pairs)
-        done = complete(plan, folder / f"{plan.key}.jsonl")
-        left += 0.0 if done else made.seconds
+        lacks = missing(plan, folder / f"{plan.key}.jsonl")
+        left += made.seconds if lacks is None or lacks else 0.0
         lines.append(
             f"| {plan.key} | {made.training:,} | {made.testing:,} | {made.seconds / 3600:.2f} | "
-            f"{'done' if done else ''} |"
+            f"{said(lacks)} |"
         )
     lines.append("")
     lines.append(

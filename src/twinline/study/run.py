@@ -201,8 +201,8 @@ def score(
 
 def match(plan: RunPlan, stage: int, name: str, encoder: Encoder, shop: Workshop,
           lines: Results) -> None:  # fmt: skip
-    """Let late interaction learn its numbers, on the pairs that a pooling is softened on; or
-    take what it has learned."""
+    """Let late interaction learn its numbers on the pairs that a pooling is softened on, or take
+    what it has learned; and leave the arm beside its stages as it is scored so."""
     grid, length = plan.grid, plan.stages[stage]
     known = {"what": "match", "arm": name, "train_length": length}
     if not lines.has(known):
@@ -210,6 +210,12 @@ def match(plan: RunPlan, stage: int, name: str, encoder: Encoder, shop: Workshop
         lines.add({**known, **learn_to_match(encoder, pairs, show_progress=shop.show)})
     learned = next(one for one in lines.lines if known.items() <= one.items())
     late_of(encoder).set(learned["prior"], learned["sharpness"], learned["discount"])
+    work = shop.work / plan.folder
+    if not (work / f"late-{name}-{length}").is_dir():
+        whole = Encoder(work / f"stage-{length}", similarity=LATE)
+        whole.head.load_state_dict(encoder.head.state_dict())
+        whole.model.config.far = name != "hybrid-off"
+        whole.save(work / f"late-{name}-{length}")
 
 
 def memory_of(encoder: Encoder, length: int) -> int | None:
@@ -278,7 +284,7 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
     Raises: TwinlineError if the results there are of another version of the grid, or the run that
         chooses the learning rate is not there.
     """
-    work = shop.work / f"{plan.key}-{plan.identity}"
+    work = shop.work / plan.folder
     lines = Results(results / f"{plan.key}.jsonl", plan)
     for stage, length in enumerate(plan.stages):
         folder = work / f"stage-{length}"
@@ -385,19 +391,28 @@ def start_of(
     return shop.start(plan)
 
 
-def complete(plan: RunPlan, file: Path) -> bool:
-    """Whether a run has all that the grid asks of it.
+def missing(plan: RunPlan, file: Path) -> list[str] | None:
+    """What the grid asks of a run and its results have not, in words; None if it is not begun.
 
     Raises: TwinlineError if its results are of another version of the grid.
     """
     if not file.is_file():
-        return False
-    lines = Results(file, plan)
-    return all(
-        lines.has({"what": "curve", "train_length": length})
-        and all(lines.has(key) for _, _, key in plan.wanted(stage))
-        for stage, length in enumerate(plan.stages)
-    )
+        return None
+    lines, found = Results(file, plan), []
+    for stage, length in enumerate(plan.stages):
+        if not lines.has({"what": "curve", "train_length": length}):
+            found.append(f"training to {length:,} tokens")
+        for name, _, key in plan.wanted(stage):
+            if not lines.has(key):
+                words = (name, key["split"], key["construction"], key["carrier"],
+                         f"{key['eval_length']:,}", key["similarity"])  # fmt: skip
+                found.append(" ".join(word for word in words if word))
+    return found
+
+
+def complete(plan: RunPlan, file: Path) -> bool:
+    """Whether a run has all that the grid asks of it."""
+    return missing(plan, file) == []
 
 
 def run_yardstick(grid: Grid, shop: Workshop, results: Path) -> None:

@@ -125,15 +125,21 @@ class Table:
 
     def difference(self, one: dict[str, Any], other: dict[str, Any]) -> Correlation | None:
         """Mean over seeds of ``one``'s rows less ``other``'s, bootstrapped over the pairs that all
-        of them have scored; None if these are fewer than three, or of several tests."""
+        of them have scored; None if these are fewer than three, or of several tests.
+
+        Seeds that only one side has are left out, if there are others.
+        """
         sides = [self.find(**one), self.find(**other)]
+        seeds = {r["seed"] for r in sides[0]} & {r["seed"] for r in sides[1]}
+        if seeds:
+            sides = [[r for r in side if r["seed"] in seeds] for side in sides]
         if not all(sides) or len({set_key(r)[:-1] for side in sides for r in side}) != 1:
             return None
         every = on_common([scored(self, r) for side in sides for r in side])
         if len(every[0].rows) < 3:
             return None
-        scores, seeds = [made.scores for made in every], len(sides[0])
-        return mean_difference(scores[:seeds], scores[seeds:], every[0].gold)
+        scores, first = [made.scores for made in every], len(sides[0])
+        return mean_difference(scores[:first], scores[first:], every[0].gold)
 
     def lengths(self, **wanted: Any) -> list[int]:
         """Evaluation lengths that there are rows of."""
