@@ -65,16 +65,17 @@ def value(table: Table, arm: str, pooling: str, length: int) -> float | None:
 
 
 def difference(
-    table: Table, arm: str, other: str, pooling: str, length: int, **at: Any
-) -> Correlation | None:
-    """``arm`` less ``other``, each as trained to its longest length."""
+    table: Table, arm: str, other: str, pooling: str, length: int, same_seeds: bool = True,
+    **at: Any,
+) -> Correlation | None:  # fmt: skip
+    """``arm`` less ``other``, each as trained to its longest length (``Table.difference``)."""
     sides = []
     for name in (arm, other):
         found = table.find(arm=name, pooling=pooling, eval_length=length, **at)
         trained = max((r["train_length"] for r in found), default=None)
         sides.append({"arm": name, "pooling": pooling, "eval_length": length,
                       "train_length": trained, **at})  # fmt: skip
-    return table.difference(sides[0], sides[1])
+    return table.difference(sides[0], sides[1], same_seeds)
 
 
 def best(table: Table, arm: str, pooling: str) -> str:

@@ -206,7 +206,7 @@ def difference_part(table: Table) -> dict[str, Any] | None:
     head = ["difference", "pooling", "construction, prose", "tokens", "Pearson, 95 % interval"]
     return part(
         "Differences", tables=[{"caption": f"{split} split", "head": head, "rows": rows}],
-        texts=["Means over the seeds that each side has, bootstrapped over pairs (the spread "
+        texts=["Means over the seeds that both sides have, bootstrapped over pairs (the spread "
                "between seeds is not in the interval); every arm as trained to its longest "
                "length, which the table above names. hybrid − "
                "hybrid-off is what the linear branch is worth: the same weights, the branch "
@@ -349,7 +349,7 @@ def longer_part(table: Table, results: Path) -> dict[str, Any] | None:
         found = figures.trained_longest(both, arm=arm, pooling=pooling, eval_length=length, **at)
         most = max((r["pairs"] for r in found), default=0)
         for given in ({}, {"pairs": most}):  # all seeds; those that have scored the most pairs
-            made = difference(both, arm, other, pooling, length, **at, **given)
+            made = difference(both, arm, other, pooling, length, same_seeds=False, **at, **given)
             seeds = ", ".join(str(r["seed"]) for r in found if r["pairs"] == most or not given)
             row = [f"{arm} − {other}", pooling, f"{length:,}", interval(made), seeds]
             if made is not None and (row := [*row, f"{made.count:,}"]) not in rows:

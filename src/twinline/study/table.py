@@ -123,15 +123,19 @@ class Table:
         found = self.find(**wanted)
         return float(np.mean(self.pearsons(found))) if found else None
 
-    def difference(self, one: dict[str, Any], other: dict[str, Any]) -> Correlation | None:
+    def difference(
+        self, one: dict[str, Any], other: dict[str, Any], same_seeds: bool = True
+    ) -> Correlation | None:
         """Mean over seeds of ``one``'s rows less ``other``'s, bootstrapped over the pairs that all
         of them have scored; None if these are fewer than three, or of several tests.
 
-        Seeds that only one side has are left out, if there are others.
+        Args:
+            same_seeds: leave out the seeds that only one side has, if there are others; False where
+                a seed is not the same start and order of data in both.
         """
         sides = [self.find(**one), self.find(**other)]
         seeds = {r["seed"] for r in sides[0]} & {r["seed"] for r in sides[1]}
-        if seeds:
+        if seeds and same_seeds:
             sides = [[r for r in side if r["seed"] in seeds] for side in sides]
         if not all(sides) or len({set_key(r)[:-1] for side in sides for r in side}) != 1:
             return None
