@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 import twinline
 from twinline.batching import load_tokenizer
@@ -58,7 +60,39 @@ def test_where_sentences_begin(text: str, sentences: list[str], tokenizer: Any) 
     assert found == sentences
 
 
+def test_padding_has_no_part_in_where_sentences_begin(tokenizer: Any) -> None:
+    ids = torch.tensor([tokenizer("He left. She stayed.")["input_ids"]])
+    roles, none = sentence_roles(tokenizer), torch.zeros(1, 3, dtype=torch.long)
+    known = sentence_starts(ids, ids > 0, roles)
+    assert known.sum() == 2
+    for before, behind in ((none, none[:, :0]), (none[:, :0], none), (none, none)):
+        padded = torch.cat([before, ids, behind], dim=1)
+        starts = sentence_starts(padded, padded > 0, roles)
+        assert starts.sum() == 2
+        assert (starts[padded > 0] == known[0]).all()
+
+
+def test_a_vocabulary_of_bytes_ends_sentences_too() -> None:
+    """Its tokens join an end with a quote, and spell what is not ASCII by bytes."""
+    text = '“No.” So it goes… He said, "I left." She stayed. '
+    bytewise = Tokenizer(models.BPE())
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise.decoder = decoders.ByteLevel()
+    bytewise.train_from_iterator(
+        [text] * 9, trainers.BpeTrainer(vocab_size=400, show_progress=False)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytewise)
+    ids = torch.tensor([tokenizer(text.strip())["input_ids"]])
+    starts = sentence_starts(ids, torch.ones_like(ids).bool(), sentence_roles(tokenizer))
+    begins = starts[0].nonzero().flatten().tolist()
+    parts = [ids[0, a:b].tolist() for a, b in zip(begins, [*begins[1:], ids.shape[1]], strict=True)]
+    assert [tokenizer.decode(part).strip() for part in parts] == [
+        "“No.”", "So it goes…", 'He said, "I left."', "She stayed.",
+    ]  # fmt: skip
+
+
 def test_tokens_of_any_tokenizer() -> None:
+    assert role('."') == role("?”") == role(").") == END
     assert role("Ġ.") == role("▁!") == role("##?") == END
     assert role('Ġ"') == CLOSING
     assert role("Ġdog") == role("i") == WORD
@@ -115,6 +149,29 @@ def test_anchored_sentences_are_read_nearly_as_by_themselves() -> None:
         tokens = states[start : start + len(alone)]
         off.append(float((tokens - alone).square().sum() / alone.square().sum()))
     assert off[1] < 0.2 < 0.5 < off[0]
+
+
+@pytest.mark.parametrize("attention", ["linear", "hybrid"])
+def test_a_short_text_beside_a_long_one_is_read_as_alone(
+    attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the long one is read by pieces, of which the short one has none behind its own."""
+    model = convert(MINILM, attention, sentences=True, anchors=True, block_size=16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)  # as if it had learned
+    tokenizer = load_tokenizer(find_model(MINILM))
+    texts = ["He left. " * 30, "She stayed. He did not, and so on.", "One sentence."]
+    monkeypatch.setattr("twinline.model.PIECE", 32)
+    both = model(**tokenizer(texts, padding=True, return_tensors="pt")).pooler_output
+    with torch.no_grad():
+        for kept in (8, 1000):
+            monkeypatch.setattr("twinline.model.KEPT", kept)
+            made = model(**tokenizer(texts, padding=True, return_tensors="pt")).pooler_output
+            assert abs(made - both).max() < 1e-4
+        for row, text in enumerate(texts):
+            alone = model(**tokenizer([text], return_tensors="pt")).pooler_output
+            assert abs(made[row] - alone[0]).max() < 1e-4
 
 
 def test_places_start_over_with_each_sentence() -> None:

@@ -266,6 +266,12 @@ class Layer(nn.Module):
         The attention collects its state over all pieces first and is then read piece by piece. A
         kind that cannot do so mixes at once.
         """
+        own = 0 if mask is None or real_first(mask) is not None else int(mask.sum())
+        if 0 < own < x.shape[1]:  # a piece of padding would be the last without the last token
+            begin = None if starts is None else starts[:, :own]
+            out[:, :own] = self(x[:, :own], None, False, None, count, begin)
+            out[:, own:] = 0
+            return
         attention: Any = self.attention
         multiple = getattr(attention, "piece", None)
         if mask is not None and real_first(mask) is not None:

@@ -26,8 +26,10 @@ MARKERS = ("##", "▁", "Ġ", "</w>")
 
 def sentence_roles(tokenizer: Any) -> Tensor:
     """What each token of the vocabulary may be for ``sentence_starts``: (vocabulary,), uint8."""
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    roles = torch.tensor([role(str(token)) for token in tokens], dtype=torch.uint8)
+    tokens = map(str, tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
+    # A vocabulary of bytes spells what is not ASCII by other characters.
+    texts = (t if t.isascii() else tokenizer.convert_tokens_to_string([t]) for t in tokens)
+    roles = torch.tensor([role(text) for text in texts], dtype=torch.uint8)
     special = [i for i in tokenizer.all_special_ids if i not in (tokenizer.unk_token_id, None)]
     roles[special] = CLOSING  # the last one belongs to the last sentence
     return roles
@@ -36,18 +38,19 @@ def sentence_roles(tokenizer: Any) -> Tensor:
 def role(token: str) -> int:
     for marker in MARKERS:
         token = token.removeprefix(marker).removesuffix(marker)
+    token = token.strip()
     word = token.lower()
-    if token and set(token) <= ENDS:
-        return END
     if token and set(token) <= CLOSINGS:
         return CLOSING
+    if token and set(token) <= ENDS | CLOSINGS:  # some vocabularies have both in a token
+        return END
     if word in ABBREVIATIONS or (len(word) == 1 and word.isalpha() and word != "i"):
         return ABBREVIATION
     return NUMBER if word.isdigit() else WORD
 
 
 def sentence_starts(ids: Tensor, real: Tensor, roles: Tensor) -> Tensor:
-    """True where a sentence begins, (batch, length), padding on the right.
+    """True where a sentence begins, (batch, length).
 
     A sentence ends behind ``. ! ?`` and the quotes and brackets that follow; not behind the full
     stop of an initial or a common abbreviation, nor in a number. What has no such end (a heading)
@@ -70,7 +73,8 @@ def sentence_starts(ids: Tensor, real: Tensor, roles: Tensor) -> Tensor:
     ended = torch.gather(ends, 1, last)
     goes_on = (of == CLOSING) | (of == END)
     starts: Tensor = torch.roll(ended, 1, dims=1) & ~goes_on & real
-    starts[:, :1] = real[:, :1]
+    starts[:, :1] = False
+    starts |= real & (real.long().cumsum(dim=1) == 1)
     return starts
 
 
