@@ -61,8 +61,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--carrier", default="novels")
+    parser.add_argument("--windows", type=int, help="read in windows of so many tokens")
     given = parser.parse_args()
-    student = Encoder(given.student, similarity="late")
+    student = Encoder(given.student, similarity="late", windows=given.windows)
     head = late_of(student)
     starts = [number.item() for number in (head.prior, head.sharpness, head.discount)]
     pairs = load("stsb", "validation")

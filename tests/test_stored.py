@@ -22,6 +22,7 @@ from twinline.statistics import pearson
 from twinline.stored import BLOCK, KEPT, Stored, block_states, joined, sentence_states
 from twinline.training import distill
 from twinline.training.matching import DISCOUNTS, PRIORS, SHARPNESS, learn_to_match
+from twinline.windows import Windows
 
 
 def test_a_block_is_the_mean_of_its_real_tokens() -> None:
@@ -215,11 +216,12 @@ def test_the_sentences_that_weigh_most_are_kept() -> None:
     torch.testing.assert_close(made[0], expected[0, best.indices[0]], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(made[1, :3], expected[1, best.indices[1, :3]], rtol=1e-4, atol=1e-5)
     assert not made[1, 3:].any()
-    # Both rows as windows of one text: each counts half.
-    joint, _, halves = sentence_states(states, starts, mask, weights, torch.zeros(2).long())
+    # Both rows as windows of one text, one of three times the other's tokens.
+    windows = Windows([], torch.zeros(2).long(), torch.tensor([3.0, 1.0]))
+    joint, _, parts = sentence_states(states, starts, mask, weights, windows)
     assert joint.shape == (1, KEPT, 4)
-    every = of.sum(dim=-1).flatten() / 2
-    torch.testing.assert_close(halves[0], every.topk(KEPT).values)
+    every = (of.sum(dim=-1) * torch.tensor([[0.75], [0.25]])).flatten()
+    torch.testing.assert_close(parts[0], every.topk(KEPT).values)
     # Texts that read one another's prose: each keeps its own part.
     lent = torch.stack([torch.cat([weights[0], 0 * weights[0]], dim=-1),
                         torch.cat([0.3 * weights[0], 0.7 * weights[1]], dim=-1)])  # fmt: skip

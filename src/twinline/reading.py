@@ -36,7 +36,7 @@ from .sentences import sentence_starts
 from .similarity import SIMILARITIES
 from .sources import find_model, read_config
 from .stored import Stored, block_states, joined, sentence_states
-from .windows import averages, cut
+from .windows import Windows, averages, cut
 
 GPU_TOKENS = 262_144
 """Tokens of a batch on a GPU with memory for more: larger ones are no faster."""
@@ -67,14 +67,14 @@ class Reading:
     """What a learned pooling gave each token, layer by layer: see ``pooling``."""
     starts: Tensor | None = None
     """(rows, length), True where a sentence begins, if the head reads sentences."""
-    owner: Tensor | None = None
-    """The text that each row is a window of, (rows,); None: each is a text."""
+    windows: Windows | None = None
+    """Of which each is a row; None: each row is a text."""
 
     def stored(self) -> Stored:
         """The texts as a head that reads states takes them."""
         if self.starts is None:
             return Stored(self.vectors, *block_states(self.states, self.mask))
-        of = self.states, self.starts, self.mask, self.weights[-1], self.owner
+        of = self.states, self.starts, self.mask, self.weights[-1], self.windows
         return Stored(self.vectors, *sentence_states(*of))
 
 
@@ -253,21 +253,21 @@ class Reader:
 
     def read(self, ids: Sequence[Sequence[int]], lent: Lent | None = None) -> Reading:
         """``embed``, with what it came from. With ``lent`` the texts read one another's prose."""
-        rows, owner = ids, None
+        windows = None
         if self.windows is not None:
-            rows, owner = cut(ids, self.windows, set(self.tokenizer.all_special_ids))
-        padded, mask = pad(rows, self.model.config.pad_token_id)
+            windows = cut(ids, self.windows, set(self.tokenizer.all_special_ids))
+        padded, mask = pad(windows.ids if windows else ids, self.model.config.pad_token_id)
         mask = mask.to(self.device)
         output = self.model(
             padded.to(self.device), mask, output_attentions=True,
-            lent=lent if owner is None else None,
+            lent=None if windows else lent,
         )  # fmt: skip
         vectors: Tensor = output.pooler_output
-        if owner is not None:
-            vectors = averages(vectors, owner, lent.reads if lent else None)
+        if windows is not None:
+            vectors = averages(vectors, windows, lent.reads if lent else None)
         if self.model.config.normalize:
             vectors = F.normalize(vectors, dim=-1)
-        made = Reading(vectors, output.last_hidden_state, mask, output.attentions, owner=owner)
+        made = Reading(vectors, output.last_hidden_state, mask, output.attentions, windows=windows)
         if self.reads_states != "sentences":
             return made
         assert self.model.roles is not None

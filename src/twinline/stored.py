@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .stca import Sentences
+from .windows import Windows
 
 BLOCK = 128
 """Real tokens of a block."""
@@ -81,7 +82,7 @@ def block_states(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def sentence_states(
-    states: Tensor, starts: Tensor, mask: Tensor, weights: Tensor, owner: Tensor | None = None
+    states: Tensor, starts: Tensor, mask: Tensor, weights: Tensor, windows: Windows | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The ``KEPT`` sentences that a learned pooling weighs most; gradients flow.
 
@@ -93,7 +94,7 @@ def sentence_states(
         mask: (batch, length), True where a token is real.
         weights: (batch, heads, length), the pooling's; of texts that read one another's prose
             (batch, heads, batch * length), of which each text's own are taken.
-        owner: the text of which each row is a window, (batch,); None: each is a text.
+        windows: of texts, of which each is a row; None: each row is a text.
     Returns: (texts, sentences, hidden) in fp32 or wider, those with the greatest shares first;
         which there are, (texts, sentences); and the shares, likewise.
     """
@@ -104,11 +105,12 @@ def sentence_states(
     sentences = Sentences.of(states, starts, mask, torch.log(each.clamp_min(FAINT**2)))
     made = sentences.means
     shares = each.new_zeros(made.shape[:2]).scatter_add(1, sentences.number, each)
-    if owner is not None:
-        rows = [torch.nonzero(owner == text)[:, 0] for text in range(int(owner.max()) + 1)]
+    if windows is not None:
+        shares = shares * windows.share().to(shares)[:, None]
+        own = [windows.owner == text for text in range(int(windows.owner.max()) + 1)]
         pad = torch.nn.utils.rnn.pad_sequence
-        made = pad([made[of].flatten(0, 1) for of in rows], batch_first=True)
-        shares = pad([(shares[of] / len(of)).flatten() for of in rows], batch_first=True)
+        made = pad([made[of].flatten(0, 1) for of in own], batch_first=True)
+        shares = pad([shares[of].flatten() for of in own], batch_first=True)
     shares, at = shares.topk(min(KEPT, shares.shape[1]), dim=1)
     made = torch.gather(made, 1, at[..., None].expand(-1, -1, made.shape[2]))
     return made * (shares > 0)[..., None], shares > 0, shares

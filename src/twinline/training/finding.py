@@ -249,11 +249,10 @@ def soften(
     """
     pool = pooling_of(student)
     ids = student.tokenize([*pairs.sentence1, *pairs.sentence2])[0]
-    owner = torch.arange(len(ids))
-    if student.windows is not None:
-        ids, owner = cut(ids, student.windows, set(student.tokenizer.all_special_ids))
+    most = student.windows or max(map(len, ids))
+    windows = cut(ids, most, set(student.tokenizer.all_special_ids))
     reader = Reader(student, precision, show_progress)
-    kept = {i: one for i, _, one, _ in reader.kept(ids)}
+    kept = {i: one for i, _, one, _ in reader.kept(windows.ids)}
     last = pool.layers[-1]
     assert isinstance(last, SentenceAttention)
     sharpness = last.sharpness
@@ -261,8 +260,8 @@ def soften(
     with torch.no_grad():
         for factor in factors:
             sharpness.copy_(own * factor)
-            vectors = torch.cat([vector_of(pool, kept[i]) for i in range(len(ids))])
-            u, v = averages(vectors, owner).unflatten(0, (2, -1))
+            vectors = torch.cat([vector_of(pool, kept[i]) for i in range(len(kept))])
+            u, v = averages(vectors, windows).unflatten(0, (2, -1))
             found[factor] = pearson(F.cosine_similarity(u, v).numpy(), pairs.unit_score)
         best = max(found, key=lambda factor: found[factor])
         sharpness.copy_(own * best)

@@ -156,9 +156,9 @@ def window_vectors(
 ) -> tuple[Tensor, NDArray[np.int64]]:
     """Unit vectors of all windows of ``size`` tokens, and where each document's begin."""
     special = set(teacher.tokenizer.all_special_ids)
-    windows, owner = cut(teacher.tokenize(documents)[0], size, special)
-    vectors = F.normalize(teacher.encode_ids(windows, show_progress_bar=show_progress), dim=-1)
-    return vectors, np.searchsorted(owner.numpy(), np.arange(len(documents)))
+    windows = cut(teacher.tokenize(documents)[0], size, special)
+    vectors = F.normalize(teacher.encode_ids(windows.ids, show_progress_bar=show_progress), dim=-1)
+    return vectors, np.searchsorted(windows.owner.numpy(), np.arange(len(documents)))
 
 
 @torch.inference_mode()
