@@ -25,10 +25,8 @@ class Windows:
 
     def share(self) -> Tensor:
         """Of each window in its text, (windows,)."""
-        return (
-            self.sizes
-            / torch.zeros_like(self.sizes).index_add(0, self.owner, self.sizes)[self.owner]
-        )
+        texts = torch.zeros_like(self.sizes).index_add(0, self.owner, self.sizes)
+        return self.sizes / texts[self.owner]
 
 
 def cut(ids: Sequence[Sequence[int]], size: int, special: set[int]) -> Windows:
