@@ -266,8 +266,6 @@ class HybridAttention(nn.Module):
 
     def weight(self, q: Tensor) -> Tensor:
         """The log-weight of the linear branch, by query: (batch, heads, length, 1)."""
-        if not self.far:
-            return torch.full_like(q[..., :1], -1e4)
         return q @ self.query_weight.to(q.dtype) + self.log_weight.to(q.dtype)
 
     @in_fp32
@@ -285,7 +283,7 @@ class HybridAttention(nn.Module):
         some = has_far(q.shape[2], block, neighbours)
         some = some if layout is None else bool(layout.several.any())
         features: tuple[Tensor | None, Tensor | None] = (None, None)
-        if lent is not None or some:
+        if self.far and (lent is not None or some):
             features = self.q_map(q), self.keys(k, count)
         return hybrid_attention(
             q, k, v, *features, self.weight(q), mask=mask, block=block, neighbours=neighbours,
@@ -314,12 +312,16 @@ class HybridAttention(nn.Module):
     def collect(
         self, k: Tensor, v: Tensor, mask: Tensor | None, count: Tensor | None = None
     ) -> Tensor:
+        if not self.far:
+            return k.new_zeros(())  # nobody reads it
         keys = self.keys(k, count)
         if self.spec.sentences:
             return linear_state(masked(keys, mask), v)
         return block_states(keys, v, mask, self.spec.block_size)
 
     def join(self, states: list[Tensor]) -> list[Tensor]:
+        if not self.far:
+            return states
         return summed(states) if self.spec.sentences else others_of_pieces(states)
 
     @in_fp32
@@ -334,7 +336,8 @@ class HybridAttention(nn.Module):
         ends: Ends | None = None,
     ) -> Tensor:
         assert kv is not None, "a hybrid reads its own block's keys and values"
-        block, given = self.spec.block_size, (q, *kv, self.q_map(q), self.weight(q))
+        block, features = self.spec.block_size, self.q_map(q) if self.far else None
+        given = (q, *kv, features, self.weight(q))
         if starts is not None:
             out, log_odds = read_sentences(*given, state, Layout.of(starts, mask, block), ends)
         else:
