@@ -18,7 +18,7 @@ from twinline.errors import TwinlineError
 from twinline.files import read_lines
 from twinline.study import run as run_module
 from twinline.study.alone import finish, validated
-from twinline.study.answer import conclusion, overview, whole_split
+from twinline.study.answer import conclusion, fewer, overview, whole_split
 from twinline.study.costs import protocols
 from twinline.study.grid import NATIVE, read_grid, trained_as
 from twinline.study.plan import run_grid, said
@@ -272,6 +272,12 @@ def test_the_first_seed_chooses_the_rate(finished: Path, tiny_bert: Path) -> Non
     assert not [line for line in lines[1] if line["what"] == "pilot"]
     with pytest.raises(TwinlineError, match="hybrid-latent-0 chooses: name that run too"):
         run_grid(finished / "grid.yaml", finished / "r2", finished / "work2", ("hybrid-latent-1",))
+    of_another = finished / "r3" / "tiny" / "hybrid-latent-0.jsonl"
+    of_another.parent.mkdir(parents=True)
+    text = (folder / of_another.name).read_text()
+    of_another.write_text(text.replace(read_lines(folder / of_another.name)[0]["identity"], "old"))
+    with pytest.raises(TwinlineError, match=r"hybrid-latent-0\.jsonl holds results of another"):
+        run_grid(finished / "grid.yaml", finished / "r3", finished / "work3", ("hybrid-latent-1",))
 
 
 def test_a_difference_is_paired_and_of_one_test(finished: Path) -> None:
@@ -342,6 +348,25 @@ def test_seeds_are_averaged_on_the_pairs_that_all_have_scored(finished: Path) ->
     assert mixed.mean(**at) != table.mean(**at)
     told = whole_split(mixed, "hybrid", "latent")
     assert f"600 tokens (seed 0; {first['pairs']} pairs) hybrid {first['pearson']:.3f}" in told
+
+
+def test_where_fewer_pairs_were_read_is_said(finished: Path) -> None:
+    table = Table.read(finished / "results" / "tiny")
+    assert fewer(table, "hybrid", "latent") == ""
+    assert "(27)" not in overview(table)
+    at = {"arm": "hybrid", "pooling": "latent", "construction": "context", "split": "test"}
+    mixed = table
+    for row in table.find(**at, eval_length=600):
+        mixed = with_fewer(mixed, row, 3)
+    longest = mixed.find(**at, eval_length=200)
+    rows = scored(mixed, mixed.find(**at, eval_length=600)[0]).rows
+    assert len(rows) == 27
+    own = [scored(table, row).on(rows) for row in longest]
+    same = np.mean([np.corrcoef(one.scores, one.gold)[0, 1] for one in own])
+    told = fewer(mixed, "hybrid", "latent")
+    assert told == f" Of 600 tokens it has read 27 pairs, and of 200 these at {same:.3f}."
+    (line,) = (one for one in overview(mixed).splitlines() if one.startswith("| hybrid, latent"))
+    assert line.count("(27)") == 1
 
 
 def test_two_protocols_are_compared_where_a_grid_has_both(finished: Path) -> None:

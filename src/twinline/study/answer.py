@@ -21,7 +21,9 @@ from .table import (
     longest,
     main_pooling,
     main_test,
+    on_common,
     reported_split,
+    scored,
     trained_pooling,
 )
 
@@ -100,8 +102,30 @@ def best(table: Table, arm: str, pooling: str) -> str:
         f"Best linear-time student (chosen on validation): {arm}{branch} with {spelled(pooling)}, "
         f"trained on texts of up to {longest(table):,} tokens{virtual(table, arm, pooling)}. Its "
         f"{reported_split(table)} Pearson "
-        f"on sentences in unrelated prose: {told}.{base}{by_cosine(table, arm, pooling)}"
+        f"on sentences in unrelated prose: {told}.{fewer(table, arm, pooling)}{base}"
+        f"{by_cosine(table, arm, pooling)}"
     )
+
+
+def fewer(table: Table, arm: str, pooling: str) -> str:
+    """Where the student has read fewer pairs than elsewhere: how it reads these at the longest
+    length of which it has read the most."""
+    at = {**main_test(table, reported_split(table)), "arm": arm, "pooling": pooling,
+          "train_length": longest(table)}  # fmt: skip
+    found = {n: table.find(**at, eval_length=n) for n in told_lengths(table, arm, pooling)}
+    counts = {n: min(row["pairs"] for row in rows) for n, rows in found.items()}
+    most = max((n for n in counts if counts[n] == max(counts.values())), default=0)
+    said = ""
+    for n, count in counts.items():
+        if count < counts[most]:
+            every = [on_common([scored(table, row), *(scored(table, r) for r in found[n])])[0]
+                     for row in found[most]]  # fmt: skip
+            same = np.mean([one.pearson(np.ones(len(one.rows), dtype=np.bool_)) for one in every])
+            said += (
+                f" Of {n:,} tokens it has read {count:,} pairs, and of {most:,} these "
+                f"at {same:.3f}."
+            )
+    return said
 
 
 def spelled(pooling: str) -> str:
@@ -227,6 +251,8 @@ def overview(table: Table, short: bool = False) -> str:
     """Arms and poolings by length, in other prose, and ``keyed``: means over seeds, as a Markdown
     table.
 
+    In brackets are the pairs of a cell that has fewer than others of its column.
+
     Args:
         short: only the main pooling, its vectors' cosine beside what reads more of it.
     """
@@ -250,14 +276,23 @@ def overview(table: Table, short: bool = False) -> str:
         )
     head = ["arm, pooling (seeds)", *(name for name, _ in tests)]
     lines = [head, ["---"] * len(head)]
+    most = [max(r["pairs"] for r in table.find(**test)) for _, test in tests]
     for pooling, arm in product(poolings, compared):
         mine = {"arm": arm, "pooling": pooling}
         trained = max((r["train_length"] for r in table.find(**mine, split=split)), default=0)
         found = [table.find(**mine, train_length=trained, **test) for _, test in tests]
         if any(found):
-            cells = [f"{np.mean(table.pearsons(rows)):.3f}" if rows else "–" for rows in found]
+            cells = [told_cell(table, rows, few) for rows, few in zip(found, most, strict=True)]
             lines.append([f"{arm}, {pooling} ({max(map(len, found))})", *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def told_cell(table: Table, rows: list[dict[str, Any]], most: int) -> str:
+    """Mean over seeds, and of how many pairs if these are fewer than ``most``."""
+    if not rows:
+        return "–"
+    few = min(row["pairs"] for row in rows)
+    return f"{np.mean(table.pearsons(rows)):.3f}" + (f" ({few:,})" if few < most else "")
 
 
 def genres(table: Table, arm: str, pooling: str) -> str:

@@ -126,12 +126,6 @@ class ArmOptions:
         return self.label or self.name
 
     @property
-    def first(self) -> str:
-        """The key of its first run."""
-        pooling = next(p for p in POOLINGS if p in self.poolings)
-        return f"{self.known}-{pooling}-{self.seeds[0]}"
-
-    @property
     def read_as(self) -> tuple[str, ...]:
         """Its name in results, and those of the other ways to read its weights."""
         return (self.known, *(() if self.label else ARMS[self.name].also))
@@ -379,9 +373,14 @@ class RunPlan:
         return f"{self.arm.known}-{self.pooling}-{self.seed}"
 
     @property
-    def first(self) -> bool:
-        """Whether it is the arm's run that chooses the learning rate for all of them."""
-        return self.key == self.arm.first
+    def first(self) -> RunPlan:
+        """The arm's run that chooses the learning rate for all of them."""
+        pooling = next(p for p in POOLINGS if p in self.arm.poolings)
+        return replace(self, pooling=pooling, seed=self.arm.seeds[0])
+
+    @property
+    def is_first(self) -> bool:
+        return self.key == self.first.key
 
     @property
     def kind(self) -> Kind:

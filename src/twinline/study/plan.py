@@ -97,7 +97,7 @@ def estimate(plan: RunPlan, speed: Speed, pairs: dict[str, int]) -> Estimate:
         evaluations = 1 + plan.grid.curve_points[stage]
         training += 2 * plan.grid.curve_pairs * length * evaluations // 3
     steps = sum(map(plan.steps, range(len(plan.stages))))
-    if plan.grid.rates and plan.first and steps:
+    if plan.grid.rates and plan.is_first and steps:
         first = training * plan.grid.pilot // steps
         training += len(plan.grid.rates) * first
     return Estimate(plan, training, testing, training / speed.training + testing / speed.encoding)
@@ -170,8 +170,8 @@ def run_grid(path: Path, results: Path, work: Path, only: tuple[str, ...] = ()) 
     read_lines(folder / "pairs.jsonl")
     for plan in plans:
         if plan.key in only and grid.rates and any(map(plan.steps, range(len(plan.stages)))):
-            needed = plan.arm.first
-            if needed not in only and not pilots_of(folder / f"{needed}.jsonl", grid):
+            needed = plan.first.key
+            if needed not in only and not pilots_of(plan.first, folder):
                 raise TwinlineError(
                     f"{plan.key} takes the learning rate that {needed} chooses: name that run too."
                 )

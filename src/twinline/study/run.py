@@ -220,8 +220,11 @@ def match(plan: RunPlan, stage: int, name: str, encoder: Encoder, shop: Workshop
 
 def memory_of(encoder: Encoder, length: int) -> int | None:
     """Bytes that reading a text takes beside the weights, as estimated; None for native pairs."""
-    read = min(length, encoder.windows or length, encoder.max_tokens or length)
-    return encoder.model.memory_for(read) if length else None
+    if not length:
+        return None
+    read = min(length, encoder.max_tokens or length)
+    size = min(read, encoder.windows or read)
+    return encoder.model.memory_for(size) * -(-read // size)  # a text's windows are read together
 
 
 def describe_pairs(line: dict[str, Any], made: LongPairs, train: Pairs) -> dict[str, Any]:
@@ -295,7 +298,7 @@ def run_one(plan: RunPlan, shop: Workshop, results: Path) -> None:
             if plan.learns_alone(stage):
                 found = work / f"pooling-{length}.work"
                 curve = find_stage(plan, stage, student, shop, found)
-                if not stage and plan.grid.rates and plan.first:  # what the pilots start from
+                if not stage and plan.grid.rates and plan.is_first:  # what the pilots start from
                     student.save(found / "model")
             if plan.steps(stage):
                 rate = chosen_rate(plan, shop, work, results, lines)
@@ -354,11 +357,11 @@ def chosen_rate(plan: RunPlan, shop: Workshop, work: Path, results: Path, lines:
     grid = plan.grid
     if not grid.rates:
         return grid.train.learning_rate
-    if not plan.first:
-        tried = pilots_of(results / f"{plan.arm.first}.jsonl", grid)
+    if not plan.is_first:
+        tried = pilots_of(plan.first, results)
         if not tried:
             raise TwinlineError(
-                f"{plan.key} takes the learning rate that {plan.arm.first} chooses: run that "
+                f"{plan.key} takes the learning rate that {plan.first.key} chooses: run that "
                 "before it."
             )
     else:
@@ -375,10 +378,14 @@ def chosen_rate(plan: RunPlan, shop: Workshop, work: Path, results: Path, lines:
     return float(max(tried, key=lambda line: line["pearson"])["rate"])
 
 
-def pilots_of(file: Path, grid: Grid) -> list[dict[str, Any]]:
-    """The pilots in a run's results; none unless every rate has been tried."""
-    tried = [line for line in read_lines(file) if line["what"] == "pilot"]
-    return tried if len(tried) == len(grid.rates) else []
+def pilots_of(plan: RunPlan, results: Path) -> list[dict[str, Any]]:
+    """The pilots in a run's results; none unless every rate has been tried.
+
+    Raises: TwinlineError if its results are of another version of the grid.
+    """
+    lines = Results(results / f"{plan.key}.jsonl", plan).lines
+    tried = [line for line in lines if line["what"] == "pilot"]
+    return tried if len(tried) == len(plan.grid.rates) else []
 
 
 def start_of(
