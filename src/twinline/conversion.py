@@ -355,8 +355,9 @@ def transfer_loss(
                 number = blocks_of(starts, real, block)
                 wanted, some = outside(q, k, real, number, model.config.neighbours)
                 wanted = wanted - FAINT * model.config.anchors
-            error = torch.where(some, log_odds - wanted, 0.0).square()  # (b, h, n)
-            losses.append(mass * error.sum() / some.expand_as(error).sum().clamp_min(1))
+            if attention.far:  # else it holds nothing, whatever is wanted
+                error = torch.where(some, log_odds - wanted, 0.0).square()  # (b, h, n)
+                losses.append(mass * error.sum() / some.expand_as(error).sum().clamp_min(1))
         made = layer.project(mixed, layer.beside(source, mask, v))
         losses.append(((made - target).square() * weights).sum() / scale)
         with torch.no_grad():
