@@ -82,7 +82,7 @@ def test_a_text_has_one_vector_wherever_its_padding_stands(variant: dict, poolin
 
 
 @pytest.mark.parametrize("rule", POSITION_RULES)
-@pytest.mark.parametrize("variant", VARIANTS, ids=name)
+@pytest.mark.parametrize("variant", [*VARIANTS, {"attention": "hybrid", "far": False}], ids=name)
 @pytest.mark.parametrize("padding", ["right", "left", "none"])
 def test_piece_by_piece_is_the_same_as_at_once(
     variant: dict, padding: str, rule: str, monkeypatch: pytest.MonkeyPatch

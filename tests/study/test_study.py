@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from twinline.cli import main
+from twinline.conversion import convert
 from twinline.data import load
 from twinline.encoder import Encoder
 from twinline.errors import TwinlineError
@@ -23,7 +24,7 @@ from twinline.study.costs import protocols
 from twinline.study.grid import NATIVE, read_grid, trained_as
 from twinline.study.plan import run_grid, said
 from twinline.study.report import longer_part, make
-from twinline.study.run import missing, packed, settle
+from twinline.study.run import memory_of, missing, packed, settle
 from twinline.study.table import (
     BUT_FORUMS,
     FIELDS,
@@ -42,6 +43,7 @@ from twinline.study.table import (
 )
 from twinline.study.workshop import Workshop
 from twinline.training.finding import pooling_of
+from twinline.windows import cut
 
 GRID = """
 name: tiny
@@ -367,6 +369,24 @@ def test_where_fewer_pairs_were_read_is_said(finished: Path) -> None:
     assert told == f" Of 600 tokens it has read 27 pairs, and of 200 these at {same:.3f}."
     (line,) = (one for one in overview(mixed).splitlines() if one.startswith("| hybrid, latent"))
     assert line.count("(27)") == 1
+    one_seed = replace(mixed)
+    one_seed.__dict__["rows"] = [
+        row for row in mixed.rows if (row["seed"], row["eval_length"]) != (1, 600)
+    ]
+    same = np.corrcoef(own[0].scores, own[0].gold)[0, 1]  # of the seed that is left
+    assert fewer(one_seed, "hybrid", "latent").endswith(f"these at {same:.3f}.")
+
+
+def test_all_windows_of_a_text_take_memory(tiny_bert: Path) -> None:
+    model = convert(tiny_bert, attention="softmax")
+    windows = Encoder(model, windows=16)
+    one = model.memory_for(16)
+    assert memory_of(windows, 16) == one
+    for length in (17, 30, 31):  # 14 tokens of a window are the text's
+        count = len(cut([[2, *[5] * (length - 2), 3]], 16, {2, 3}).ids)
+        assert memory_of(windows, length) == count * one
+    assert memory_of(Encoder(model), 31) == model.memory_for(31)
+    assert memory_of(windows, 0) is None
 
 
 def test_two_protocols_are_compared_where_a_grid_has_both(finished: Path) -> None:

@@ -118,8 +118,12 @@ def fewer(table: Table, arm: str, pooling: str) -> str:
     said = ""
     for n, count in counts.items():
         if count < counts[most]:
+            # Of the same seeds, too: else seeds and pairs would differ at once.
+            seeds = {row["seed"] for row in found[n]}
             every = [on_common([scored(table, row), *(scored(table, r) for r in found[n])])[0]
-                     for row in found[most]]  # fmt: skip
+                     for row in found[most] if row["seed"] in seeds]  # fmt: skip
+            if not every:
+                continue
             same = np.mean([one.pearson(np.ones(len(one.rows), dtype=np.bool_)) for one in every])
             said += (
                 f" Of {n:,} tokens it has read {count:,} pairs, and of {most:,} these "
@@ -282,7 +286,7 @@ def overview(table: Table, short: bool = False) -> str:
         trained = max((r["train_length"] for r in table.find(**mine, split=split)), default=0)
         found = [table.find(**mine, train_length=trained, **test) for _, test in tests]
         if any(found):
-            cells = [told_cell(table, rows, few) for rows, few in zip(found, most, strict=True)]
+            cells = [told_cell(table, rows, count) for rows, count in zip(found, most, strict=True)]
             lines.append([f"{arm}, {pooling} ({max(map(len, found))})", *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

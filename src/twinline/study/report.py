@@ -155,7 +155,7 @@ def length_part(table: Table) -> dict[str, Any]:
         texts=["Each text is a sentence of a pair at a random place in a stretch of prose "
                "of its own, exactly so many tokens long (docs/long-pairs.md). An arm that is "
                "trained to less than others was scored when that stage had ended, before what "
-               "follows the last one (steps to settle, and a pooling that learns alone)."],
+               "the grid's finish adds behind the last one."],
     )  # fmt: skip
 
 

@@ -223,8 +223,11 @@ def memory_of(encoder: Encoder, length: int) -> int | None:
     if not length:
         return None
     read = min(length, encoder.max_tokens or length)
-    size = min(read, encoder.windows or read)
-    return encoder.model.memory_for(size) * -(-read // size)  # a text's windows are read together
+    if encoder.windows is None or read <= encoder.windows:
+        return encoder.model.memory_for(read)
+    special = encoder.tokenizer.num_special_tokens_to_add()
+    count: int = -(-(read - special) // (encoder.windows - special))
+    return count * encoder.model.memory_for(encoder.windows)  # a text's are read together
 
 
 def describe_pairs(line: dict[str, Any], made: LongPairs, train: Pairs) -> dict[str, Any]:
