@@ -32,7 +32,6 @@ from twinline.data import load
 from twinline.data.carriers import load_carrier
 from twinline.encoder import Encoder
 from twinline.evaluate import far_off
-from twinline.sentences import sentence_starts
 from twinline.stca import NEAR, USUAL, Sentences
 
 TOKENS, STRETCHES, TARGETS = 2048, 40, 1500
@@ -48,8 +47,7 @@ def sentence_means(encoder: Encoder, text: str, whole: bool = False) -> Tensor:
     whole text's as of one."""
     ids, mask = pad(encoder.tokenize([text])[0], encoder.model.config.pad_token_id)
     states = encoder.model(ids, mask, output_hidden_states=True).hidden_states
-    assert encoder.model.roles is not None
-    starts = sentence_starts(ids, mask.bool(), encoder.model.roles)[:, 1:-1]
+    starts = encoder.model.sentence_starts(ids, mask.bool())[:, 1:-1]
     starts[:, 1:] &= not whole
     starts[:, 0] = True
     every = torch.ones_like(starts)

@@ -12,6 +12,7 @@ import twinline
 from twinline.batching import load_tokenizer
 from twinline.conversion import convert
 from twinline.encoder import Encoder
+from twinline.errors import TwinlineError
 from twinline.evaluate import far_off
 from twinline.sentences import (
     CLOSING,
@@ -21,6 +22,7 @@ from twinline.sentences import (
     role,
     sentence_roles,
     sentence_starts,
+    words,
 )
 from twinline.sources import find_model
 
@@ -70,6 +72,60 @@ def test_padding_has_no_part_in_where_sentences_begin(tokenizer: Any) -> None:
         starts = sentence_starts(padded, padded > 0, roles)
         assert starts.sum() == 2
         assert (starts[padded > 0] == known[0]).all()
+
+
+def test_what_has_no_end_is_cut(tokenizer: Any) -> None:
+    """Every so many tokens from where a sentence begins, but not before what closes one."""
+    roles = sentence_roles(tokenizer)
+
+    def begins(text: str, longest: int) -> list[int]:
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        starts = sentence_starts(ids, torch.ones_like(ids).bool(), roles, longest)
+        return starts[0].nonzero().flatten().tolist()  # type: ignore[no-any-return]
+
+    assert begins("rain " * 20, 0) == [0]
+    assert begins("rain " * 20, 8) == [0, 8, 16]
+    assert begins("He left. " + "rain " * 20, 8) == [0, 4, 12, 20]  # from [CLS], and from "rain"
+    assert begins("rain " * 15, 8) == [0, 8]  # [SEP], the seventeenth, is no sentence
+    assert begins("rain " * 15 + ".", 8) == [0, 8]
+
+
+def test_words_are_what_is_not_special(tokenizer: Any) -> None:
+    ids = tokenizer(["It rains.", ""], padding=True, return_tensors="pt")
+    real = ids["attention_mask"].bool()
+    made = words(ids["input_ids"], real, sentence_roles(tokenizer))
+    assert made.tolist() == [[False, True, True, True, False], [True, True, False, False, False]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "sentence", ["Three men are playing chess in the shade.", "Three men play chess in the shade"]
+)
+def test_a_sentence_over_and_over_is_read_as_by_itself(sentence: str) -> None:
+    """Without the far branch; where copies have no end, nearer to it than without a cut."""
+    options = {"sentences": True, "anchors": True, "pooling": "sentence", "block_size": 64}
+    off = {}
+    for name, others in (("before", {}), ("now", {"longest_sentence": 64, "words_only": True})):
+        made = Encoder(convert(MINILM, attention="hybrid", **options, **others))
+        with far_off(made.model):
+            alone, many = made.encode([sentence, " ".join([sentence] * 200)])
+        off[name] = 1 - float(alone @ many)
+    assert off["now"] < (1e-6 if sentence.endswith(".") else 0.9 * off["before"])
+    assert off["before"] > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"longest_sentence": 64}, "longest_sentence=64 cuts sentences that are kept apart"),
+        ({"longest_sentence": -1, "sentences": True}, "longest_sentence must be at least 0"),
+        ({"words_only": True}, "words_only is for pooling by the sentence"),
+        ({"words_only": True, "sentences": True}, "words_only is for pooling by the sentence"),
+    ],
+)
+def test_what_has_no_sentences_is_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(TwinlineError, match=told):
+        convert(MINILM, attention="hybrid", **options)
 
 
 def test_a_vocabulary_of_bytes_ends_sentences_too() -> None:

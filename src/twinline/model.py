@@ -27,7 +27,7 @@ from .config import TwinlineConfig
 from .errors import TwinlineError
 from .local import Local
 from .pooling import POOLINGS
-from .sentences import places_in_sentences, sentence_starts
+from .sentences import places_in_sentences, sentence_starts, words
 from .stca import Sentences
 
 PIECE = 2048
@@ -406,10 +406,23 @@ class TwinlineModel(PreTrainedModel):
         asked for."""
         if self.roles is None:
             return self.embeddings(input_ids, real, token_type_ids), None
-        starts = sentence_starts(input_ids, real, self.roles)
+        starts = self.sentence_starts(input_ids, real)
         anew = self.apart and self.config.anchors
         place = places_in_sentences(starts, real) if anew else None
         return self.embeddings(input_ids, real, token_type_ids, place), starts
+
+    def sentence_starts(self, input_ids: Tensor, real: Tensor) -> Tensor:
+        """Where sentences begin (b, n), if they are told apart: see ``sentences``."""
+        assert self.roles is not None
+        longest: int = self.config.longest_sentence
+        return sentence_starts(input_ids, real, self.roles, longest)
+
+    def pooled_tokens(self, input_ids: Tensor, real: Tensor) -> Tensor:
+        """Which tokens have a part in a text's vector, (b, n)."""
+        if not self.config.words_only:
+            return real
+        assert self.roles is not None
+        return words(input_ids, real, self.roles)
 
     def each_layer(self) -> Iterator[Layer]:
         """The layers, first to last, by their own type."""
@@ -446,17 +459,18 @@ class TwinlineModel(PreTrainedModel):
         if lent is not None:
             count = count + lent.gathered(lent.tokens.sum(dim=1).to(x.dtype))
         states, sentences = [x], None
-        read = real if lent is None else lent.mask(real)
+        own = self.pooled_tokens(input_ids, real)
+        read = own if lent is None else lent.mask(own)
         keep = output_hidden_states or POOLINGS[self.config.pooling].layers > 1
         for number, layer in enumerate(self.each_layer(), 1):
             x = layer(x, mask, overwrite=not keep, lent=lent, count=count, starts=cut)
             states = [*states, x] if keep else [x]
             if number == self.middle and starts is not None:
                 seen = x.detach()  # the encoder is not to be bent until its sentences are found
-                sentences = cast(SentencePooling, self.pool).look(seen, starts, real)
+                sentences = cast(SentencePooling, self.pool).look(seen, starts, own)
                 sentences = sentences if lent is None else sentences.joined(seen, read)
         if self.pooled_by_sentence and sentences is None and starts is not None:
-            sentences = Sentences.of(x, starts, real)
+            sentences = Sentences.of(x, starts, own)
             sentences = sentences if lent is None else sentences.joined(x, read)
         pooled = states if lent is None else [state.flatten(0, 1) for state in states]
         vector, weights = self.pool(pooled, read, sentences)

@@ -102,6 +102,12 @@ class ModelOptions(AttentionOptions):
     pooling: str | None = None
     """mean, cls, top4, latent, or sentence (with sentences: true); None: as the base model does,
     else mean."""
+    longest_sentence: int = 0
+    """With sentences: tokens behind which another one begins where none has ended, as in a heading
+    over and over; 0: none does."""
+    words_only: bool = False
+    """Pooling latent or sentence, with sentences: special tokens have no part in it. Only a text's
+    first and last sentence have any."""
 
     def given(self) -> dict[str, Any]:
         """The options as keyword arguments of ``convert``."""

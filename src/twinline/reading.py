@@ -32,7 +32,6 @@ from .layout import load_head, load_prompts, save_folder
 from .model import TwinlineModel
 from .precision import check_dtype, fastest, to_int8
 from .progress import Progress
-from .sentences import sentence_starts
 from .similarity import SIMILARITIES
 from .sources import find_model, read_config
 from .stored import Stored, block_states, joined, sentence_states
@@ -270,8 +269,7 @@ class Reader:
         made = Reading(vectors, output.last_hidden_state, mask, output.attentions, windows=windows)
         if self.reads_states != "sentences":
             return made
-        assert self.model.roles is not None
-        return replace(made, starts=sentence_starts(padded.to(self.device), mask, self.model.roles))
+        return replace(made, starts=self.model.sentence_starts(padded.to(self.device), mask))
 
     def encode(
         self,

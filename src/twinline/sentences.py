@@ -9,9 +9,9 @@ from torch import Tensor
 
 from .attention.blocks import since_start
 
-WORD, END, CLOSING, ABBREVIATION, NUMBER = range(5)
-"""What a token may be: one that ends a sentence, belongs behind its end, or keeps a full stop or
-what follows it from being one."""
+WORD, END, CLOSING, ABBREVIATION, NUMBER, SPECIAL = range(6)
+"""What a token may be: one that ends a sentence, belongs behind its end, keeps a full stop or what
+follows it from being one, or is no word."""
 
 ENDS = frozenset(".!?\N{HORIZONTAL ELLIPSIS}\N{IDEOGRAPHIC FULL STOP}")
 CLOSINGS = frozenset("\"')]}\N{RIGHT DOUBLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}")
@@ -31,7 +31,7 @@ def sentence_roles(tokenizer: Any) -> Tensor:
     texts = (t if t.isascii() else tokenizer.convert_tokens_to_string([t]) for t in tokens)
     roles = torch.tensor([role(text) for text in texts], dtype=torch.uint8)
     special = [i for i in tokenizer.all_special_ids if i not in (tokenizer.unk_token_id, None)]
-    roles[special] = CLOSING  # the last one belongs to the last sentence
+    roles[special] = SPECIAL
     return roles
 
 
@@ -49,19 +49,22 @@ def role(token: str) -> int:
     return NUMBER if word.isdigit() else WORD
 
 
-def sentence_starts(ids: Tensor, real: Tensor, roles: Tensor) -> Tensor:
+def sentence_starts(ids: Tensor, real: Tensor, roles: Tensor, longest: int = 0) -> Tensor:
     """True where a sentence begins, (batch, length).
 
     A sentence ends behind ``. ! ?`` and the quotes and brackets that follow; not behind the full
     stop of an initial or a common abbreviation, nor in a number. What has no such end (a heading)
-    goes on into the next one.
+    goes on into the next one. The last special token belongs to the last sentence.
 
     Args:
         ids: (batch, length).
         real: (batch, length), True where a token is real.
         roles: of the vocabulary, as ``sentence_roles`` makes them.
+        longest: tokens behind which another one begins if none has, but for what closes; 0: none
+            does.
     """
-    of = torch.where(real, roles[ids].long(), CLOSING)
+    of = torch.where(real, roles[ids].long(), SPECIAL)
+    of = torch.where(of == SPECIAL, CLOSING, of)
     before = torch.roll(of, 1, dims=1)
     after = torch.roll(of, -1, dims=1)
     before[:, :1], after[:, -1:] = WORD, WORD
@@ -75,7 +78,16 @@ def sentence_starts(ids: Tensor, real: Tensor, roles: Tensor) -> Tensor:
     starts: Tensor = torch.roll(ended, 1, dims=1) & ~goes_on & real
     starts[:, :1] = False
     starts |= real & (real.long().cumsum(dim=1) == 1)
+    if longest:
+        starts |= real & (since_start(starts, real)[0] % longest == 0) & ~goes_on
     return starts
+
+
+def words(ids: Tensor, real: Tensor, roles: Tensor) -> Tensor:
+    """True where a token is real and not special, (batch, length); arguments as those of
+    ``sentence_starts``. Of a text that has no other its special ones."""
+    made = real & (roles[ids] != SPECIAL)
+    return torch.where(made.any(dim=1, keepdim=True), made, real)
 
 
 def places_in_sentences(starts: Tensor, real: Tensor) -> Tensor:

@@ -153,7 +153,8 @@ class FinishOptions:
     """Factors of the pooling's sharpness, of which every run takes the best on validation
     (temperature scaling, arXiv 1706.04599); none given: it stays."""
     pairs: int = 200
-    """Validation pairs of ``context``, at the last stage's length, on which that is chosen."""
+    """Validation pairs of ``context``, at the last stage's length, on which that is chosen; and as
+    many others on which late interaction learns its numbers."""
     settle: int = 0
     """Steps behind all this in which the whole student learns once more, as in the last stage but
     from these constructions; 0: none."""

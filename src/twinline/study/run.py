@@ -201,12 +201,14 @@ def score(
 
 def match(plan: RunPlan, stage: int, name: str, encoder: Encoder, shop: Workshop,
           lines: Results) -> None:  # fmt: skip
-    """Let late interaction learn its numbers on the pairs that a pooling is softened on, or take
-    what it has learned; and leave the arm beside its stages as it is scored so."""
+    """Let late interaction learn its numbers, on validation pairs that are scored last if at all,
+    or take what it has learned; and leave the arm beside its stages as it is scored so."""
     grid, length = plan.grid, plan.stages[stage]
     known = {"what": "match", "arm": name, "train_length": length}
     if not lines.has(known):
-        pairs = shop.long("context", length, grid.carrier, "validation", grid.finish.pairs).pairs
+        pairs = shop.long(
+            "context", length, grid.carrier, "validation", grid.finish.pairs, others=True
+        ).pairs
         lines.add({**known, **learn_to_match(encoder, pairs, show_progress=shop.show)})
     learned = next(one for one in lines.lines if known.items() <= one.items())
     late_of(encoder).set(learned["prior"], learned["sharpness"], learned["discount"])

@@ -144,7 +144,8 @@ class Workshop:
         learned there, by one student for all arms.
         """
         grid = self.grid
-        options = replace(plan.model, pooling="mean")  # which transfer does not see
+        # Transfer does not see what pools.
+        options = replace(plan.model, pooling="mean", words_only=False)
         own = [grid.teacher_identity, sorted(chosen(grid.transfer).items()), grid.transfer_texts,
                sorted(chosen(options).items())]  # fmt: skip
         folder = self.work / f"start-{plan.kind.attention}-{fingerprint(map(str, own))[:8]}"
@@ -174,9 +175,11 @@ class Workshop:
         return Encoder(model, windows=plan.kind.windows), json.loads(costs.read_text())
 
     def _long(
-        self, construction: str, length: int, carrier: str, split: str, count: int | None
-    ) -> LongPairs:
-        """The fixed pairs of a test: the same for every run."""
+        self, construction: str, length: int, carrier: str, split: str, count: int | None,
+        others: bool = False,
+    ) -> LongPairs:  # fmt: skip
+        """The fixed pairs of a test: the same for every run; ``others`` are those that tests of so
+        many take last."""
         pairs = self.pairs(split)
         if len(pairs) > MOST_PAIRS:
             raise TwinlineError(
@@ -185,7 +188,8 @@ class Workshop:
             )
         rows = np.arange(len(pairs))
         if count is not None and count < len(pairs):
-            rows = np.sort(np.random.default_rng(SEED).permutation(len(pairs))[:count])
+            drawn = np.random.default_rng(SEED).permutation(len(pairs))
+            rows = np.sort(drawn[-count:] if others else drawn[:count])
         if construction == "native":
             return LongPairs(pairs.select(rows.tolist()), rows, np.zeros((len(rows), 2)), 0)
         return long_pairs(

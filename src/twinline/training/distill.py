@@ -22,9 +22,9 @@ from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..files import fingerprint
 from ..loop import Batch, Run, deciding, held, train
+from ..model import TwinlineModel
 from ..options import DistillOptions
 from ..reading import Reading
-from ..sentences import sentence_starts
 from ..statistics import pearson
 from .lengths import LongSteps
 from .losses import astray, overlooked, scattered
@@ -150,7 +150,7 @@ def distill(
         }
         spans, lent = held.get("spans"), None
         if spans is not None and "reads" in held:
-            lent = Lent(prose(held["ids"], spans, student.model.roles), held["reads"])
+            lent = Lent(prose(held["ids"], spans, student.model), held["reads"])
         with gains_heard(student, bool(options.gather) and spans is not None) as gains:
             reading, scores = module(held["ids"], held["first"], held["second"], lent)
         scores = scores.float()
@@ -236,11 +236,13 @@ def gains_heard(student: Encoder, hear: bool) -> Iterator[list[Tensor]]:
             one.report = None
 
 
-def prose(ids: Sequence[Sequence[int]], spans: Tensor, roles: Tensor | None = None) -> Tensor:
+def prose(
+    ids: Sequence[Sequence[int]], spans: Tensor, model: TwinlineModel | None = None
+) -> Tensor:
     """Which tokens of long texts are prose, neither sentence nor special: (texts, longest).
 
-    Where sentences are told apart by ``roles``, neither is what stands in one sentence with what
-    counts: one without a full stop goes on into the prose behind it.
+    Where ``model`` tells sentences apart, neither is what stands in one sentence with what counts:
+    one without a full stop goes on into the prose behind it.
     """
     padded, real = (x.to(spans.device) for x in pad(ids, 0))
     real = real.bool()
@@ -248,9 +250,9 @@ def prose(ids: Sequence[Sequence[int]], spans: Tensor, roles: Tensor | None = No
     counts = real.sum(dim=1, keepdim=True)
     counting = (place >= spans[:, :1]) & (place < spans[:, 1:])
     made = (place > 0) & (place < counts - 1) & ~counting
-    if roles is None:
+    if model is None or model.roles is None:
         return made
-    number = sentence_starts(padded, real, roles).long().cumsum(dim=1)
+    number = model.sentence_starts(padded, real).long().cumsum(dim=1)
     # Sentences are numbered in rising order: what counts lies in those from its least to its most.
     least = number.masked_fill(~counting, number.shape[1] + 1).amin(dim=1, keepdim=True)
     most = number.masked_fill(~counting, 0).amax(dim=1, keepdim=True)

@@ -355,7 +355,7 @@ class Reader:
             number = looked.number[part]
             begins = torch.diff(number, dim=1, prepend=number[:, :1] - 1) > 0
             read = Sentences.of(states[-1][part], begins, real[part], looked.emphasis[part])
-            sizes = torch.bincount(number[0])
+            sizes = torch.bincount(number[0], weights=real[part][0].float()).long()
             means = looked.means[row, : len(sizes)].bfloat16().cpu()
             yield i, count, Kept(means, read.means[0].bfloat16().cpu(), sizes.cpu()), number[0]
 
@@ -405,16 +405,17 @@ def learn_shares(
     kept: list[tuple[Tensor, Tensor]] = []
     draw = np.random.default_rng((seed, 4))
     ids = reader.student.tokenize([one.text for one in chosen])[0]
-    for i, count, (row, states, starts, _) in reader(ids, "within"):
+    for i, count, (row, states, starts, real) in reader(ids, "within"):
         tokens += count
         number = starts[row, :count].long().cumsum(0)
         start, end = chosen[i].span
         counting = torch.zeros(count, dtype=torch.bool, device=number.device)
         counting[start:end] = True
-        counting[[0, -1]] = True  # special tokens are read with the sentence that has them
-        own = number == number[end - 1]
+        counting[[0, -1]] = True  # special tokens, if they are read, with the sentence of theirs
+        read = real[row, :count]
+        own = (number == number[end - 1]) & read
         kept.append((states[row, :count][own].bfloat16().cpu(), counting[own].cpu()))
-        other = number == int(draw.integers(1, int(number[-1]) + 1))
+        other = (number == int(draw.integers(1, int(number[-1]) + 1))) & read
         if not bool((other & own).any()):
             kept.append((states[row, :count][other].bfloat16().cpu(), torch.ones(int(other.sum()))))
 

@@ -13,7 +13,7 @@ from ..similarity import LateInteraction
 from ..statistics import pearson
 
 PRIORS = (0.5, 1.0, 1.5, 2.0, 3.0)
-SHARPNESS = (4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0)
+SHARPNESS = (2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0)
 DISCOUNTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
