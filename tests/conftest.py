@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from vocabulary import WORDS
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 torch.set_num_threads(1)
-
-WORDS = ["a", "man", "woman", "plays", "the", "guitar", "piano", "on", "green", "grass", "dogs",
-         "run", "fast", "in", "rain", "and", "sun"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers.util import quantize_embeddings
 
-from conftest import WORDS
 from twinline.config import TwinlineConfig
 from twinline.conversion import convert
 from twinline.encoder import Encoder
@@ -24,6 +23,7 @@ from twinline.layout import HEAD_CONFIG, HEAD_WEIGHTS
 from twinline.model import TwinlineModel
 from twinline.pooling import POOLINGS
 from twinline.similarity import SIMILARITIES, DSEHead
+from vocabulary import WORDS
 
 WIDTH = 16
 ATTENTION = {"mean": "linear", "cls": "hybrid", "top4": "lightning", "latent": "linear"}

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import WORDS
 from twinline.conversion import convert
 from twinline.encoder import Encoder
 from twinline.errors import TwinlineError
 from twinline.evaluate import evaluate
 from twinline.precision import Int8Linear, grid, int8_here, product_rates
+from vocabulary import WORDS
 
 needs_int8 = pytest.mark.skipif(not int8_here(), reason="no VNNI here")
 SENTENCES = [

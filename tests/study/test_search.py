@@ -8,11 +8,11 @@ import pyarrow as arrow
 import pytest
 from pyarrow import parquet
 
-from conftest import WORDS
 from twinline.cli import main
 from twinline.errors import TwinlineError
 from twinline.study.report import search_part
 from twinline.study.retrieval import run_search
+from vocabulary import WORDS
 
 GRID = """
 name: tiny-search

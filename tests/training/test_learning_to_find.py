@@ -9,7 +9,6 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from conftest import WORDS
 from twinline.cli import main
 from twinline.conversion import convert
 from twinline.data.retrieval import Retrieval
@@ -18,6 +17,7 @@ from twinline.errors import TwinlineError
 from twinline.evaluate import evaluate_retrieval
 from twinline.options import LengthOptions, RetrievalOptions
 from twinline.training.retrieval import best_windows, train_retrieval, window, window_vectors
+from vocabulary import WORDS
 
 
 def collection(documents: int = 12, queries: int = 3) -> Retrieval:
