@@ -18,8 +18,12 @@ from twinline.training import converted, student, teach, training_pairs
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
-
-GRIDS = {"study-gpu.yaml": 4, "study.yaml": 24, "study-small.yaml": 2}
+GRIDS = {
+    "study-gpu.yaml": 4,
+    "study-sentence.yaml": 3,
+    "study.yaml": 24,
+    "study-small.yaml": 2,
+}
 """Grids of the length study, and how many runs each has."""
 
 

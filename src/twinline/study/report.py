@@ -42,7 +42,8 @@ RUN_AGAIN = (
 
 
 def make(name: str | None, results: Path, docs: Path) -> list[Path]:
-    """Write RESULTS/NAME.json and DOCS/NAME/index.html; for ``study`` README's tables too.
+    """Write RESULTS/NAME.json and DOCS/NAME/index.html, and the tables of README and of the page on
+    the study that have the grid's name.
 
     Raises: TwinlineError if no run is finished, or the extra ``report`` is not installed.
     """
@@ -73,10 +74,10 @@ def make(name: str | None, results: Path, docs: Path) -> list[Path]:
         picture, figures.by_length(table, pooling, longest(table), **main_test(table, split))
     )
     written.append(picture)
-    if folder.name == "study" and docs == Path("docs"):
-        into_marks(Path("README.md"), "study", overview(table, short=True))
+    if docs == Path("docs"):  # where one of them has the grid's marks
+        into_marks(Path("README.md"), folder.name, overview(table, short=True))
         told = "\n\n".join([*answer[:3], overview(table)])
-        into_marks(docs / folder.name / "README.md", "study", told)
+        into_marks(docs / "study" / "README.md", folder.name, told)
     return written
 
 
