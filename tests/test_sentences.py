@@ -75,7 +75,7 @@ def test_padding_has_no_part_in_where_sentences_begin(tokenizer: Any) -> None:
 
 
 def test_what_has_no_end_is_cut(tokenizer: Any) -> None:
-    """Every so many tokens from where a sentence begins, but not before what closes one."""
+    """Every so many tokens from where a sentence begins, what ends or closes one not counted."""
     roles = sentence_roles(tokenizer)
 
     def begins(text: str, longest: int) -> list[int]:
@@ -84,10 +84,11 @@ def test_what_has_no_end_is_cut(tokenizer: Any) -> None:
         return starts[0].nonzero().flatten().tolist()  # type: ignore[no-any-return]
 
     assert begins("rain " * 20, 0) == [0]
-    assert begins("rain " * 20, 8) == [0, 8, 16]
-    assert begins("He left. " + "rain " * 20, 8) == [0, 4, 12, 20]  # from [CLS], and from "rain"
-    assert begins("rain " * 15, 8) == [0, 8]  # [SEP], the seventeenth, is no sentence
-    assert begins("rain " * 15 + ".", 8) == [0, 8]
+    assert begins("rain " * 20, 8) == [0, 9, 17]  # [CLS] is no word
+    assert begins("He left. " + "rain " * 20, 8) == [0, 4, 12, 20]
+    assert begins("rain " * 16, 8) == [0, 9]  # nor is [SEP]
+    assert begins("rain " * 16 + ".", 8) == [0, 9]
+    assert begins("dogs run ( rain ) " * 16, 8) == [0, *range(11, 80, 10)]  # copies stay whole
 
 
 def test_words_are_what_is_not_special(tokenizer: Any) -> None:

@@ -95,12 +95,6 @@ class TwinlineConfig(PreTrainedConfig):
             )
         if POOLINGS[self.pooling].looks and not self.sentences:
             raise TwinlineError(f"pooling {self.pooling!r} needs sentences: set sentences to true.")
-        at_least(self, 0, "longest_sentence")
-        if self.longest_sentence and not self.sentences:
-            raise TwinlineError(
-                f"longest_sentence={self.longest_sentence} cuts sentences that are kept apart: set "
-                "sentences to true."
-            )
         if self.words_only and not (self.sentences and POOLINGS[self.pooling].by_sentence):
             raise TwinlineError(
                 f"words_only is for pooling by the sentence, not {self.pooling!r}: set sentences "

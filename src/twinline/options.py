@@ -52,6 +52,9 @@ class AttentionOptions:
     anchors: bool = False
     """With sentences: each also reads the text's first and last token and counts its positions
     anew, as a text of one sentence would."""
+    longest_sentence: int = 0
+    """With sentences: tokens, punctuation that ends or closes one not counted, behind which another
+    one begins where none has ended, as in a heading over and over; 0: none does."""
     block_size: int = 128
     """hybrid: tokens in a softmax block. With sentences: most tokens in one. lightning: tokens in a
     tile (speed only)."""
@@ -69,12 +72,17 @@ class AttentionOptions:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "block_size")
-        at_least(self, 0, "neighbours", "decay")
+        at_least(self, 0, "neighbours", "decay", "longest_sentence")
         if self.feature_dim is not None:
             at_least(self, 1, "feature_dim")
         if self.anchors and not self.sentences:
             raise TwinlineError(
                 "anchors stand beside sentences that are kept apart: set sentences."
+            )
+        if self.longest_sentence and not self.sentences:
+            raise TwinlineError(
+                f"longest_sentence={self.longest_sentence} cuts sentences that are kept apart: set "
+                "sentences."
             )
         if self.sentences and self.neighbours:
             raise TwinlineError(
@@ -102,9 +110,6 @@ class ModelOptions(AttentionOptions):
     pooling: str | None = None
     """mean, cls, top4, latent, or sentence (with sentences: true); None: as the base model does,
     else mean."""
-    longest_sentence: int = 0
-    """With sentences: tokens behind which another one begins where none has ended, as in a heading
-    over and over; 0: none does."""
     words_only: bool = False
     """Pooling latent or sentence, with sentences: special tokens have no part in it. Only a text's
     first and last sentence have any."""

@@ -66,14 +66,16 @@ class Reading:
     """What a learned pooling gave each token, layer by layer: see ``pooling``."""
     starts: Tensor | None = None
     """(rows, length), True where a sentence begins, if the head reads sentences."""
+    pooled: Tensor | None = None
+    """(rows, length), True where a token has a part in the vector, likewise."""
     windows: Windows | None = None
     """Of which each is a row; None: each row is a text."""
 
     def stored(self) -> Stored:
         """The texts as a head that reads states takes them."""
-        if self.starts is None:
+        if self.starts is None or self.pooled is None:
             return Stored(self.vectors, *block_states(self.states, self.mask))
-        of = self.states, self.starts, self.mask, self.weights[-1], self.windows
+        of = self.states, self.starts, self.pooled, self.weights[-1], self.windows
         return Stored(self.vectors, *sentence_states(*of))
 
 
@@ -269,7 +271,9 @@ class Reader:
         made = Reading(vectors, output.last_hidden_state, mask, output.attentions, windows=windows)
         if self.reads_states != "sentences":
             return made
-        return replace(made, starts=self.model.sentence_starts(padded.to(self.device), mask))
+        of = padded.to(self.device), mask
+        starts, pooled = self.model.sentence_starts(*of), self.model.pooled_tokens(*of)
+        return replace(made, starts=starts, pooled=pooled)
 
     def encode(
         self,

@@ -60,8 +60,8 @@ def sentence_starts(ids: Tensor, real: Tensor, roles: Tensor, longest: int = 0) 
         ids: (batch, length).
         real: (batch, length), True where a token is real.
         roles: of the vocabulary, as ``sentence_roles`` makes them.
-        longest: tokens behind which another one begins if none has, but for what closes; 0: none
-            does.
+        longest: tokens behind which another one begins if none has, those that end or close one not
+            counted, so that none of these begins it; 0: none does.
     """
     of = torch.where(real, roles[ids].long(), SPECIAL)
     of = torch.where(of == SPECIAL, CLOSING, of)
@@ -79,7 +79,10 @@ def sentence_starts(ids: Tensor, real: Tensor, roles: Tensor, longest: int = 0) 
     starts[:, :1] = False
     starts |= real & (real.long().cumsum(dim=1) == 1)
     if longest:
-        starts |= real & (since_start(starts, real)[0] % longest == 0) & ~goes_on
+        counted = real & ~goes_on
+        number = counted.long().cumsum(dim=1) - counted.long()
+        within = number - torch.where(starts, number, 0).cummax(dim=1).values
+        starts |= counted & (within > 0) & (within % longest == 0)
     return starts
 
 

@@ -91,7 +91,7 @@ def sentence_states(
     Args:
         states: (batch, length, hidden), padded on the right.
         starts: (batch, length), True where a sentence begins.
-        mask: (batch, length), True where a token is real.
+        mask: (batch, length), True where a token is pooled.
         weights: (batch, heads, length), the pooling's; of texts that read one another's prose
             (batch, heads, batch * length), of which each text's own are taken.
         windows: of texts, of which each is a row; None: each row is a text.

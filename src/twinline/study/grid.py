@@ -113,6 +113,11 @@ class ArmOptions:
                 f"The arm {self.name} has a stage of 0 steps, and only pooling by the sentence "
                 "learns without the encoder: give poolings [sentence]."
             )
+        if self.model.words_only and ("mean" in self.poolings or not self.model.sentences):
+            raise TwinlineError(
+                f"The arm {self.name} has words_only, which is for pooling by the sentence: set "
+                "its model's sentences to true, and give poolings latent or sentence."
+            )
         if "sentence" in self.poolings and not self.model.sentences:
             raise TwinlineError(
                 f"The arm {self.name} is pooled by the sentence: set its model's sentences to true."

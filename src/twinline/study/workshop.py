@@ -178,8 +178,8 @@ class Workshop:
         self, construction: str, length: int, carrier: str, split: str, count: int | None,
         others: bool = False,
     ) -> LongPairs:  # fmt: skip
-        """The fixed pairs of a test: the same for every run; ``others`` are those that tests of so
-        many take last."""
+        """The fixed pairs of a test: the same for every run; ``others`` are those that tests take
+        last, and none of the first where the split has twice as many."""
         pairs = self.pairs(split)
         if len(pairs) > MOST_PAIRS:
             raise TwinlineError(
