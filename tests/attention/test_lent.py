@@ -9,6 +9,7 @@ from twinline.attention import ATTENTION, AttentionSpec, Lent
 from twinline.config import TwinlineConfig
 from twinline.model import TwinlineModel
 from twinline.pooling import Latent, mean
+from twinline.sentences import SPECIAL
 
 LENGTH, HEADS, WIDTH = 8, 2, 4
 
@@ -97,3 +98,22 @@ def test_a_model_without_borrowers_is_not_changed(attention: str) -> None:
     borrowed = model(ids, lent=some).pooler_output
     assert not torch.allclose(borrowed[0], model(ids).pooler_output[0])
     torch.testing.assert_close(borrowed[2], model(ids).pooler_output[2])
+
+
+def test_special_tokens_of_no_borrower_are_pooled_where_words_are() -> None:
+    torch.manual_seed(0)
+    config = TwinlineConfig(
+        vocab_size=50, hidden_size=12, num_hidden_layers=3, num_attention_heads=3,
+        intermediate_size=24, position_table=16, block_size=4, attention="hybrid",
+        pooling="sentence", sentences=True, words_only=True,
+    )  # fmt: skip
+    model = TwinlineModel(config).eval()
+    ids, lent = torch.randint(5, 50, (3, LENGTH)), lending()
+    ids[:, 0], ids[:, -1] = 2, 3
+    assert model.roles is not None
+    model.roles[2:4] = SPECIAL
+    weights = model(ids, lent=lent, output_attentions=True).attentions[-1]
+    own = weights.unflatten(2, (3, LENGTH)).diagonal(dim1=0, dim2=2)  # (heads, length, texts)
+    assert own[:, [0, -1]].abs().max() == 0
+    assert own[:, 1:-1].min() > 0
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(3, 3))

@@ -16,6 +16,7 @@ from twinline.data import load
 from twinline.encoder import Encoder
 from twinline.errors import TwinlineError
 from twinline.files import read_lines
+from twinline.study import run as run_module
 from twinline.study.alone import finish, validated
 from twinline.study.grid import read_grid
 from twinline.study.plan import run_grid, said
@@ -29,6 +30,7 @@ from twinline.study.table import (
 )
 from twinline.study.workshop import Workshop
 from twinline.training.finding import pooling_of
+from twinline.training.matching import late_of
 from twinline.windows import cut
 
 
@@ -211,15 +213,29 @@ def test_a_split_with_more_rows_than_results_can_tell_is_refused(
         shop.long("context", 64, "builtin", "test", 3)
 
 
-def test_late_interaction_learns_on_pairs_that_are_scored_last(finished: Path) -> None:
-    shop = Workshop(read_grid(finished / "grid.yaml"), finished / "work")
+def test_late_interaction_learns_on_pairs_that_are_scored_last(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = read_grid(finished / "grid.yaml")
+    shop = Workshop(grid, finished / "work")
+    plan = next(run for run in grid.runs() if run.key == "hybrid-sentence-0")
+    encoder = Encoder(finished / "work" / plan.folder / "stage-128", similarity="late")
+    learned: list[Any] = []
+
+    def learn(_: Encoder, pairs: Any, **__: Any) -> dict[str, float]:
+        learned.append(pairs)
+        return {"prior": 1.0, "sharpness": 8.0, "discount": 0.5, "pearson": 0.5}
+
+    monkeypatch.setattr(run_module, "learn_to_match", learn)
+    lines = run_module.Results(tmp_path / "run.jsonl", plan)
+    run_module.match(plan, 1, "hybrid", encoder, shop, lines)
+    run_module.match(plan, 1, "hybrid", encoder, shop, lines)
+    assert len(learned) == 1  # what is known is taken
+    assert len(learned[0]) == grid.finish.pairs
+    assert late_of(encoder).sharpness.item() == 8.0
+    for text in learned[0].sentence1:
+        assert text not in shop.long("context", 128, "builtin", "validation", 12).pairs.sentence1
     whole = len(shop.pairs("validation"))
-    scored, learned = (
-        shop.long("context", 64, "builtin", "validation", whole // 2, others=others)
-        for others in (False, True)
-    )
-    assert not {*scored.rows} & {*learned.rows}
-    assert len(scored.rows) == len(learned.rows) == whole // 2
     every = shop.long("context", 64, "builtin", "validation", whole + 1, others=True)
     assert every.rows.tolist() == list(range(whole))
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,15 @@ from twinline.errors import TwinlineError
 from twinline.options import FindOptions, LengthOptions
 from twinline.sources import find_model
 from twinline.statistics import pearson
-from twinline.training.finding import Library, learn_to_find, pooling_of, read_once, soften
+from twinline.training.finding import (
+    Library,
+    Reader,
+    learn_to_find,
+    pooling_of,
+    read_once,
+    soften,
+    vector_of,
+)
 from twinline.training.lengths import Lengths
 
 OPTIONS = FindOptions(
@@ -41,10 +50,10 @@ def builders() -> tuple[Builder, ...]:
     return tuple(Builder(pairs, name, tokenizer, carrier) for name in ("context", "keyed"))
 
 
-def student(pooling: str = "sentence") -> Encoder:
+def student(pooling: str = "sentence", **given: Any) -> Encoder:
     torch.manual_seed(0)
-    made = convert(MINILM, attention="hybrid", block_size=16, sentences=True, pooling=pooling)
-    return Encoder(made)
+    given |= {"block_size": 16, "sentences": True, "pooling": pooling}
+    return Encoder(convert(MINILM, attention="hybrid", **given))
 
 
 def read(encoder: Encoder, builders: tuple[Builder, ...], folder: Path | None = None) -> Library:
@@ -73,6 +82,39 @@ def test_it_learns_alone_what_counts(builders: tuple[Builder, ...], tmp_path: Pa
         weights = encoder.read(ids).weights[-1].mean(dim=1)
     for row, (start, end) in enumerate(pair.spans):
         assert weights[row, start:end].sum() > 0.5 > 2 * (end - start) / 160
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("words", [False, True])
+def test_what_is_kept_of_a_text_makes_its_vector(words: bool) -> None:
+    given: dict[str, Any] = {"longest_sentence": 8, "words_only": True} if words else {}
+    encoder = student(anchors=True, **given)
+    pool = pooling_of(encoder)
+    for parameter in pool.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.05)  # as if it had learned
+    texts = ["Dogs run fast. " + "green grass " * 20 + "(a man). He plays.", "One sentence.", ""]
+    ids = encoder.tokenize(texts)[0]
+    kept = {i: one for i, _, one, _ in Reader(encoder, "fp32", False).kept(ids)}
+    vectors = torch.cat([vector_of(pool, kept[i]) for i in range(len(texts))])
+    alike = torch.cosine_similarity(vectors, encoder.embed(ids))
+    assert alike.min() > 0.9999
+    special = 2 * words
+    assert [kept[i].tokens for i in range(2)] == [len(row) - special for row in ids[:2]]
+    assert len(kept[0].sizes) == (8 if words else 3)
+    assert kept[2].tokens == 2  # there is nothing else to read
+
+
+def test_what_counts_within_is_learned_of_words_alone(builders: tuple[Builder, ...]) -> None:
+    encoder = student(longest_sentence=16, words_only=True)
+    library = read(encoder, builders)
+    assert pooling_of(encoder).within.out.isfinite().all()
+    assert pooling_of(encoder).within.out.any()
+    assert all(kept.sizes.min() > 0 for kept, *_ in library.texts)
+    own = builders[0].pair(1, 48)
+    with torch.no_grad():
+        weights = encoder.read(encoder.tokenize([own.text1])[0]).weights[-1]
+    assert weights[..., [0, -1]].abs().max() == 0
+    assert weights.sum(dim=-1).sub(1).abs().max() < 1e-5
 
 
 def test_texts_are_made_longer_by_prose_of_their_own_document(
