@@ -8,9 +8,9 @@ import pytest
 
 from twinline.encoder import Encoder
 from twinline.errors import TwinlineError
-from twinline.options import ConvertRecipe, DistillRecipe, TeachRecipe
 from twinline.quality import ARMS, Arm
 from twinline.recipe import read_recipe
+from twinline.recipes import ConvertRecipe, DistillRecipe, TeachRecipe
 from twinline.study.grid import read_grid
 from twinline.study.retrieval import YARDSTICK, SearchGrid
 from twinline.teacher import Teacher

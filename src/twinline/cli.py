@@ -16,8 +16,8 @@ from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError, UnusedCliTokensError
 
 from .errors import TwinlineError
-from .options import ConvertRecipe, DistillRecipe, RetrievalRecipe, TeachRecipe
 from .recipe import read_yaml
+from .recipes import ConvertRecipe, DistillRecipe, RetrievalRecipe, TeachRecipe
 from .study.verbs import study
 
 Flat = Parameter(name="*")

@@ -22,7 +22,8 @@ from .errors import TwinlineError, require
 from .evaluate import against_labels, evaluate, predict
 from .files import writable_folder, write_whole
 from .machine import describe
-from .options import DistillOptions, DistillRecipe, ModelOptions, TeachOptions, TransferOptions
+from .options import DistillOptions, ModelOptions, TeachOptions, TransferOptions
+from .recipes import DistillRecipe
 from .sources import read_json
 from .statistics import paired_difference
 from .teacher import Teacher

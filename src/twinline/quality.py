@@ -23,8 +23,8 @@ import numpy as np
 
 from .errors import TwinlineError
 from .files import fingerprint, into_marks, write_whole
-from .options import ConvertRecipe, DistillRecipe, TeachRecipe
 from .recipe import read_recipe
+from .recipes import ConvertRecipe, DistillRecipe, TeachRecipe
 
 SPLITS = ("validation", "test")
 

@@ -13,8 +13,9 @@ import pytest
 from twinline.cli import main
 from twinline.files import read_lines
 from twinline.study.answer import conclusion, fewer, overview, whole_split
+from twinline.study.arms import trained_as
 from twinline.study.costs import protocols
-from twinline.study.grid import NATIVE, trained_as
+from twinline.study.grid import NATIVE
 from twinline.study.report import longer_part, make
 from twinline.study.run import packed
 from twinline.study.table import (

@@ -20,12 +20,12 @@ from twinline.errors import TwinlineError
 from twinline.evaluate import against_labels, evaluate, far_off, far_share, predict
 from twinline.options import (
     DistillOptions,
-    DistillRecipe,
     FindOptions,
     ModelOptions,
     TeachOptions,
     TransferOptions,
 )
+from twinline.recipes import DistillRecipe
 from twinline.teacher import Teacher
 from twinline.training import distill, student, teach
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..statistics import Correlation
-from .grid import NATIVE, trained_as
+from .arms import trained_as
+from .grid import NATIVE
 from .measure import COMMON, Reached, reached
 from .page import amount, interval, number
 from .table import (

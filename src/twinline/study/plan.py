@@ -17,7 +17,8 @@ from ..files import read_lines
 from ..machine import keep_memory
 from ..options import FindOptions
 from ..training.lengths import Lengths
-from .grid import CELL, LATE, WINDOW, Grid, RunPlan, read_grid
+from .arms import WINDOW
+from .grid import CELL, LATE, Grid, RunPlan, read_grid
 from .run import complete, dtype_of, lengths_of, missing, pilots_of, run_one, run_yardstick
 from .workshop import Workshop
 

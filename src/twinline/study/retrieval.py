@@ -22,8 +22,9 @@ from ..errors import TwinlineError
 from ..evaluate import from_scores, ndcg10
 from ..files import fingerprint, read_lines, write_whole
 from ..machine import describe
-from ..options import ModelOptions, RetrievalOptions, RetrievalRecipe, TransferOptions
+from ..options import ModelOptions, RetrievalOptions, TransferOptions
 from ..recipe import chosen, read_recipe
+from ..recipes import RetrievalRecipe
 from ..statistics import Correlation, clustered_mean
 from ..training.retrieval import searcher
 from .checks import SHORTEST, choice, numbers, plain, source

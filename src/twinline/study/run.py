@@ -33,7 +33,8 @@ from ..training import distill
 from ..training.lengths import Lengths, LongSteps
 from ..training.matching import late_of, learn_to_match
 from .alone import find_stage, finish, found_lengths_of
-from .grid import LATE, NATIVE, WINDOW, EvalOptions, Grid, RunPlan
+from .arms import WINDOW
+from .grid import LATE, NATIVE, EvalOptions, Grid, RunPlan
 from .measure import Curve, flops, joined, point
 from .workshop import SEED, Workshop
 

@@ -14,7 +14,7 @@ from ..data import TASKS, Pairs, load, load_texts
 from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..loop import Run
-from ..options import ConvertRecipe, DataOptions, DistillRecipe
+from ..recipes import ConvertRecipe, DataOptions, DistillRecipe
 from ..sources import find_model, read_config
 from ..teacher import CARD, Teacher
 from .distill import distill

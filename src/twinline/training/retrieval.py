@@ -18,8 +18,9 @@ from ..errors import TwinlineError
 from ..evaluate import evaluate_retrieval
 from ..files import fingerprint, whole_file
 from ..loop import Batch, Run, deciding, train, weights_of
-from ..options import ConvertRecipe, RetrievalOptions, RetrievalRecipe
+from ..options import RetrievalOptions
 from ..reading import Reader
+from ..recipes import ConvertRecipe, RetrievalRecipe
 from ..windows import cut
 from .distill import ADDED, frozen
 from .lengths import Lengths
