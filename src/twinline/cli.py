@@ -27,6 +27,7 @@ app = App(
     help="Distil a slow cross-encoder into a fast twin encoder with linear attention.",
     help_epilogue="Every training verb takes --recipe FILE.yaml; other options override it.",
     version_flags=["--version"],
+    default_parameter=Parameter(negative_iterable=()),  # else every list has an option --empty-…
 )
 
 Dtype = Literal["float32", "bfloat16", "int8", "auto"]

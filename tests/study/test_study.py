@@ -19,7 +19,7 @@ from twinline.files import read_lines
 from twinline.study import run as run_module
 from twinline.study.alone import finish, validated
 from twinline.study.grid import read_grid
-from twinline.study.plan import run_grid, said
+from twinline.study.plan import Speed, estimate, named, run_grid, said
 from twinline.study.report import make
 from twinline.study.run import memory_of, missing, settle
 from twinline.study.table import (
@@ -275,8 +275,16 @@ def test_the_plan_names_what_a_run_lacks(finished: Path, tmp_path: Path) -> None
     (tmp_path / "some").write_text("".join(json.dumps(one) + "\n" for one in left))
     lacks = missing(plan, tmp_path / "some")
     assert lacks is not None
-    assert "hybrid-off test context builtin 600" in lacks
+    assert "hybrid-off test context builtin 600" in map(named, lacks)
     assert said(lacks).endswith(f" and {len(lacks) - 3} more")
+    pairs, speed = {"validation": 10, "test": 10}, Speed(1, 1)
+    whole, rest = estimate(plan, speed, pairs), estimate(plan, speed, pairs, lacks)
+    assert rest.training == whole.training
+    assert 0 < rest.testing < whole.testing
+    (tmp_path / "trained").write_text("".join(
+        json.dumps(one) + "\n" for one in lines if one["what"] != "curve"
+    ))  # fmt: skip
+    assert said(missing(plan, tmp_path / "trained")).startswith("lacks training to ")
     assert said(None) == ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,8 @@ from .grid import CELL, LATE, Grid, RunPlan, read_grid
 from .run import complete, dtype_of, lengths_of, missing, pilots_of, run_one, run_yardstick
 from .workshop import Workshop
 
+Keys = list[dict[str, Any]]
+"""What names each of some lines of results."""
 NAMED = 3
 """How many of the scores that a run lacks the plan names."""
 TRIAL = 4096
@@ -71,8 +74,15 @@ class Estimate:
     seconds: float
 
 
-def estimate(plan: RunPlan, speed: Speed, pairs: dict[str, int]) -> Estimate:
-    """From lengths and steps alone; softmax over whole long texts is slower than said here."""
+def estimate(
+    plan: RunPlan, speed: Speed, pairs: dict[str, int], lacks: Keys | None = None
+) -> Estimate:
+    """From lengths and steps alone; softmax over whole long texts is slower than said here.
+
+    Args:
+        lacks: what a run that is begun has not (``run.missing``): of tests these alone count, but
+            training whole, as its weights may be gone.
+    """
     training = testing = 0
     for stage, length in enumerate(plan.stages):
         if plan.steps(stage):
@@ -88,7 +98,11 @@ def estimate(plan: RunPlan, speed: Speed, pairs: dict[str, int]) -> Estimate:
             training += read_once(replace(last.find, pairs=last.find.pairs + other)) // 3
             testing += 2 * last.pairs * length * bool(last.soften)
         # Late interaction and cosine are scored by one reading.
-        cells = {tuple(key[k] for k in CELL): test.pairs for _, test, key in plan.wanted(stage)}
+        cells = {
+            tuple(key[k] for k in CELL): test.pairs
+            for _, test, key in plan.wanted(stage)
+            if not lacks or key in lacks
+        }
         for (name, _, split, _, _, tokens), asked in cells.items():
             count = min(asked or pairs[split], pairs[split])
             read = min(tokens, WINDOW) if name == "softmax-cut512" else tokens
@@ -120,16 +134,26 @@ def results_folder(grid: Grid, results: Path) -> Path:
     return results / grid.name
 
 
-def said(lacks: list[str] | None) -> str:
+def said(lacks: Keys | None) -> str:
     """Of what a run still lacks, None before it is begun."""
     if not lacks:
         return "" if lacks is None else "done"
-    some = "; ".join(lacks[:NAMED])
+    some = "; ".join(map(named, lacks[:NAMED]))
     return f"lacks {some}" + (f" and {len(lacks) - NAMED} more" if len(lacks) > NAMED else "")
 
 
+def named(key: dict[str, Any]) -> str:
+    """A line of results that is not there, in words."""
+    if key["what"] == "curve":
+        return f"training to {key['train_length']:,} tokens"
+    words = (key[k] for k in ("arm", "split", "construction", "carrier"))
+    length = f"{key['eval_length']:,}"
+    return " ".join(word for word in (*words, length, key["similarity"]) if word)
+
+
 def plan_text(path: Path, results: Path) -> str:
-    """The runs of a grid as a table, with what each reads and takes on this machine."""
+    """The runs of a grid as a table, with what each reads and takes on this machine; of one that
+    lacks scores, with what those take and, as weights are not kept, its training."""
     grid = read_grid(path)
     folder = results_folder(grid, results)
     speed = measure(grid)
@@ -137,8 +161,8 @@ def plan_text(path: Path, results: Path) -> str:
     lines = ["| run | training tokens | test tokens | hours | |", "|---|---|---|---|---|"]
     left = 0.0
     for plan in grid.runs():
-        made = estimate(plan, speed, pairs)
         lacks = missing(plan, folder / f"{plan.key}.jsonl")
+        made = estimate(plan, speed, pairs, lacks)
         left += made.seconds if lacks is None or lacks else 0.0
         lines.append(
             f"| {plan.key} | {made.training:,} | {made.testing:,} | {made.seconds / 3600:.2f} | "

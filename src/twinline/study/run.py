@@ -404,23 +404,19 @@ def start_of(
     return shop.start(plan)
 
 
-def missing(plan: RunPlan, file: Path) -> list[str] | None:
-    """What the grid asks of a run and its results have not, in words; None if it is not begun.
+def missing(plan: RunPlan, file: Path) -> list[dict[str, Any]] | None:
+    """What names each line that the grid asks of a run and its results have not, in the order in
+    which they are made; None if it is not begun.
 
     Raises: TwinlineError if its results are of another version of the grid.
     """
     if not file.is_file():
         return None
-    lines, found = Results(file, plan), []
+    lines, asked = Results(file, plan), []
     for stage, length in enumerate(plan.stages):
-        if not lines.has({"what": "curve", "train_length": length}):
-            found.append(f"training to {length:,} tokens")
-        for name, _, key in plan.wanted(stage):
-            if not lines.has(key):
-                words = (name, key["split"], key["construction"], key["carrier"],
-                         f"{key['eval_length']:,}", key["similarity"])  # fmt: skip
-                found.append(" ".join(word for word in words if word))
-    return found
+        asked.append({"what": "curve", "train_length": length})
+        asked.extend(key for _, _, key in plan.wanted(stage))
+    return [key for key in asked if not lines.has(key)]
 
 
 def complete(plan: RunPlan, file: Path) -> bool:
