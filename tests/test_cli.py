@@ -134,6 +134,7 @@ def bad_calls(tmp: Path, student: Path, bert: Path, pairs: Path) -> dict[str, tu
         "gpt/config.json": '{"model_type": "gpt2"}',
         "typo.yaml": "bas: x\n",
         "alone.yaml": f"base: {bert}\ndata: {pairs}\nscale: [0, 1]\ntransfer: {{steps: 0}}\n",
+        "long.yaml": f"base: {bert}\ndata: {pairs}\nscale: [0, 1]\ntransfer: {{steps: 2}}\n",
         "file": "",
     }
     for name, content in files.items():
@@ -142,6 +143,9 @@ def bad_calls(tmp: Path, student: Path, bert: Path, pairs: Path) -> dict[str, tu
 
     def evaluate(file: str) -> list:
         return ["evaluate", student, "--data", tmp / file, "--scale", "0", "1"]
+
+    def distill(*more: object) -> list:  # which is to say it before attention transfer
+        return ["distill", tmp / "o", "--recipe", tmp / "long.yaml", *more]
 
     return {
         "no model": (["evaluate", tmp / "no", "--data", pairs], "no model folder"),
@@ -157,6 +161,9 @@ def bad_calls(tmp: Path, student: Path, bert: Path, pairs: Path) -> dict[str, tu
         "map": (["convert", tmp / "o", "--base", bert, "--feature-map", "x"], "feature_map must"),
         "share": (["distill", tmp / "o", "--train.alpha", "2"], "alpha is a share"),
         "teacher": (["distill", tmp / "o", "--recipe", tmp / "alone.yaml"], "no teacher"),
+        "teacher's path": (distill("--teacher", tmp / "no"), "no model folder"),
+        "twin's path": (distill("--train.alpha", "0", "--twin", tmp / "no"), "no model folder"),
+        "extra": (distill("--teacher", bert, "--extra", tmp / "no.csv"), "no file"),
         "output": (["convert", tmp / "file" / "o", "--base", bert], "is a file"),
         "recipe": (["convert", tmp / "o", "--recipe", tmp / "typo.yaml"], "bas"),
         "no recipe": (["convert", tmp / "o", "--recipe", tmp / "no.yaml"], "cannot be read"),
@@ -187,6 +194,9 @@ NAMES = [
     "map",
     "share",
     "teacher",
+    "teacher's path",
+    "twin's path",
+    "extra",
     "output",
     "recipe",
     "no recipe",

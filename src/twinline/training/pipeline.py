@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +107,17 @@ def student(
             f"train.alpha is {recipe.train.alpha} and there is no teacher: name one with teacher, "
             "or set train.alpha to 0."
         )
+    # What is named is read first: if it is not there, that is to be said before transfer, not after.
     pairs, validation = training_pairs(recipe, need_score=recipe.train.alpha < 1)
+    more = {source: load(source, "train", need_score=False) for source in recipe.extra}
+    if teacher is None and recipe.teacher:
+        teacher = Teacher(
+            *recipe.teacher,
+            scale=recipe.teacher_scale,
+            cache=work / "scores.sqlite" if work else None,
+        )
+    if twin is None and recipe.twin:
+        twin = Encoder(recipe.twin)
     start = ConvertRecipe(
         base=recipe.base, texts=recipe.texts, transfer=recipe.transfer, **recipe.model.given()
     )
@@ -117,20 +127,12 @@ def student(
     torch.manual_seed(recipe.train.seed)  # draws a learned head, whatever was drawn before
     made = Encoder(made.model, made.tokenizer, similarity=recipe.similarity)
     made.prompts = prompts
-    if teacher is None and recipe.teacher:
-        teacher = Teacher(
-            *recipe.teacher,
-            scale=recipe.teacher_scale,
-            cache=work / "scores.sqlite" if work else None,
-        )
-    if twin is None and recipe.twin:
-        twin = Encoder(recipe.twin)
     scores = None
     extra = None
     if recipe.train.alpha > 0 and teacher is not None:
         both = list(zip(pairs.sentence1, pairs.sentence2, strict=True))
         scores = teacher.predict(both, show_progress=show_progress)
-        extra = extra_pairs(recipe, teacher, show_progress) if recipe.extra else None
+        extra = scored(more, teacher, show_progress) if more else None
     run = distill(
         made, pairs, teacher_scores=scores, extra=extra, twin=twin, validation=validation,
         options=recipe.train, folder=work and work / "distill", show_progress=show_progress,
@@ -138,14 +140,9 @@ def student(
     return made, run
 
 
-def extra_pairs(recipe: DistillRecipe, teacher: Teacher, show_progress: bool | None) -> Pairs:
+def scored(sets: Mapping[str, Pairs], teacher: Teacher, show_progress: bool | None) -> Pairs:
     """Pairs of other sets, scored by the teacher."""
-    first: list[str] = []
-    second: list[str] = []
-    for source in recipe.extra:
-        more = load(source, "train", need_score=False)
-        first += more.sentence1
-        second += more.sentence2
+    first = [text for one in sets.values() for text in one.sentence1]
+    second = [text for one in sets.values() for text in one.sentence2]
     scores = teacher.predict(list(zip(first, second, strict=True)), show_progress=show_progress)
-    unit = np.clip(scores, 0, 1)
-    return Pairs(first, second, unit, (0.0, 1.0), ", ".join(recipe.extra), "train")
+    return Pairs(first, second, np.clip(scores, 0, 1), (0.0, 1.0), ", ".join(sets), "train")
