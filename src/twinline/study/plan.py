@@ -204,6 +204,8 @@ def run_grid(path: Path, results: Path, work: Path, only: tuple[str, ...] = ()) 
     todo = [plan for plan in left if not only or plan.key in only]
     print(f"{len(todo)} of {len(plans)} runs to do", flush=True)
     shop = Workshop(grid, work)
+    if todo:
+        shop.check(todo)
     run_yardstick(grid, shop, folder)
     for plan in todo:
         run_one(plan, shop, folder)

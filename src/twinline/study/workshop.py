@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -57,6 +58,29 @@ class Workshop:
 
     def _carrier(self, source: str, split: str) -> Any:
         return load_carrier(source, split, self.tokenizer)
+
+    def check(self, plans: Sequence[RunPlan]) -> None:
+        """Read what the texts of these runs are made of: what is not there is to be said before a
+        teacher is trained, and not after hours.
+
+        Raises: TwinlineError if something is not there, or a carrier is too short for a test.
+        """
+        grid = self.grid
+        load_texts(list(grid.transfer_texts))
+        for name in grid.finish.sources:
+            load(name, "train", need_score=False)
+        needed = {(name, "train"): 0 for name in grid.train_carriers or (grid.carrier,)}
+        needed[grid.carrier, "validation"] = max(length for plan in plans for length in plan.stages)
+        for plan in plans:
+            for stage in range(len(plan.stages)):
+                for _, _, key in plan.wanted(stage):
+                    self.pairs(key["split"])
+                    if key["carrier"]:
+                        place = key["carrier"], key["split"]
+                        tokens = 0 if key["construction"] == "repeat" else key["eval_length"]
+                        needed[place] = max(needed.get(place, 0), tokens)
+        for (name, split), tokens in needed.items():
+            self.carrier(name, split).sides(random.Random(SEED), tokens)
 
     def builders(
         self, pairs: Pairs, seed: int, constructions: Sequence[str] = ()

@@ -107,7 +107,7 @@ def student(
             f"train.alpha is {recipe.train.alpha} and there is no teacher: name one with teacher, "
             "or set train.alpha to 0."
         )
-    # What is named is read first: if it is not there, that is to be said before transfer, not after.
+    # What is named is read first: if it is not there, that is to be said before transfer, not then.
     pairs, validation = training_pairs(recipe, need_score=recipe.train.alpha < 1)
     more = {source: load(source, "train", need_score=False) for source in recipe.extra}
     if teacher is None and recipe.teacher:
