@@ -206,14 +206,7 @@ def searcher(
     recipe: RetrievalRecipe, work: Path | None = None, show_progress: bool | None = None
 ) -> tuple[Encoder, Run]:
     """Run a whole recipe. Returns: the trained student, and the run."""
-    start = ConvertRecipe(
-        base=recipe.base, texts=recipe.texts, transfer=recipe.transfer, **recipe.model.given()
-    )
-    made = converted(start, work, show_progress)
-    torch.manual_seed(recipe.train.seed)
-    made = Encoder(made.model, made.tokenizer, similarity=recipe.similarity, windows=recipe.windows)
-    if not recipe.collections:
-        return made, Run()
+    # All that is named is read before transfer, so that what is not there is said at once.
     named = [(name, asked) for name in recipe.collections for asked in recipe.asked]
     tasks = [load_retrieval(name, "train", asked, own_documents=True) for name, asked in named]
     # Documents are long: they are only validated on where that is asked for.
@@ -223,8 +216,16 @@ def searcher(
         if recipe.train.evaluate_every
     ]
     scores = None
-    if recipe.teacher and recipe.train.listwise:
+    if tasks and recipe.teacher and recipe.train.listwise:
         scores = rankings(recipe, tasks, work, show_progress)
+    start = ConvertRecipe(
+        base=recipe.base, texts=recipe.texts, transfer=recipe.transfer, **recipe.model.given()
+    )
+    made = converted(start, work, show_progress)
+    torch.manual_seed(recipe.train.seed)
+    made = Encoder(made.model, made.tokenizer, similarity=recipe.similarity, windows=recipe.windows)
+    if not tasks:
+        return made, Run()
     run = train_retrieval(
         made, tasks, teacher_scores=scores, validation=validation, options=recipe.train,
         folder=work and work / "retrieval", show_progress=show_progress,
