@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from twinline import loop
 from twinline.errors import TwinlineError
 from twinline.loop import Batch, LoopOptions, Run, learning_rate, train
 
@@ -104,6 +105,22 @@ def test_stopped_and_resumed_is_as_if_never_stopped(extra: dict, stop: int, tmp_
     )
     assert curve(done) == curve(got)
     torch.testing.assert_close(weights(once_more), weights(parts), rtol=0, atol=0)
+
+
+def test_slow_steps_are_kept_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dying(number: int) -> Batch:
+        if number == 2:
+            raise Killed
+        return batch_at(number)
+
+    given = options(checkpoint_every=STEPS)
+    with pytest.raises(Killed):
+        train(tiny(), dying, squared, given, folder=tmp_path)
+    assert not list(tmp_path.iterdir()), "two quick steps are not kept"
+    monkeypatch.setattr(loop, "LOST", -1.0)
+    with pytest.raises(Killed):
+        train(tiny(), dying, squared, given, folder=tmp_path)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["run"]["step"] == 2
 
 
 def test_a_kill_at_any_moment_can_be_resumed(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ from .options import LoopOptions
 from .progress import Progress
 
 Weights = dict[str, Tensor]
+LOST = 120.0
+"""Seconds of steps that a kill may cost: checkpoints come as often, however slow the machine."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ def train(
     if accelerator.device.type == "cpu":
         keep_memory()
     wrapped, optim = accelerator.prepare(module, optimiser(module, options, factors))
+    kept = time.monotonic()
     identity = {"options": deciding(options), "start": weights_of(module), **(identity or {})}
     keeper = Keeper(folder, module, optim, identity) if folder else None
     run, best = keeper.resume() if keeper else (Run(), None)
@@ -200,8 +203,10 @@ def train(
             run.log.append(record)
             progress.advance(loss=total, validation=run.best)
             checkpoint = last or run.stopped or run.step % options.checkpoint_every == 0
+            checkpoint = checkpoint or time.monotonic() - kept > LOST
             if keeper and checkpoint and accelerator.is_main_process:
                 keeper.keep(run, best)
+                kept = time.monotonic()
     if best is not None and options.keep_best:
         load(module, best)
     module.eval()

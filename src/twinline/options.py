@@ -152,7 +152,8 @@ class LoopOptions:
     keep_best: bool = True
     """End with the weights of the best evaluation rather than the last."""
     checkpoint_every: int = 100
-    """Steps between checkpoints, when the run has a folder."""
+    """Steps between checkpoints, when the run has a folder; slow steps have one every two minutes
+    too."""
     seed: int = 0
     """Draws the order of the data and the dropout."""
 
@@ -189,7 +190,8 @@ class TransferOptions:
     mass: float = 0.1
     """hybrid: weight of the squared error of the log-odds of attending outside the block."""
     checkpoint_every: int = 100
-    """Steps between checkpoints, when a folder is given."""
+    """Steps between checkpoints, when a folder is given; slow steps have one every two minutes
+    too."""
     seed: int = 0
     """Draws the order of the texts."""
 
@@ -235,7 +237,7 @@ class TrainOptions:
     keep_best: bool = True
     """End with the weights of the best evaluation rather than the last."""
     checkpoint_every: int = 100
-    """Steps between checkpoints."""
+    """Steps between checkpoints; slow steps have one every two minutes too."""
     seed: int = 0
     """Draws the order of the data, dropout and new weights."""
 
