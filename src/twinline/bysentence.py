@@ -176,7 +176,7 @@ class SentencePooling(nn.Module):
         """The sentences as it is to be told them, by states (batch, n, width) of some layer.
 
         ``starts`` (batch, n) is True where a sentence begins, ``real`` (batch, n) where a token is
-        real.
+        pooled.
         """
         with torch.autocast(states.device.type, enabled=False):
             return Sentences.of(states, starts, real, self.within(states, starts, real))

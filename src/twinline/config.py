@@ -98,7 +98,7 @@ class TwinlineConfig(PreTrainedConfig):
         if self.words_only and not (self.sentences and POOLINGS[self.pooling].by_sentence):
             raise TwinlineError(
                 f"words_only is for pooling by the sentence, not {self.pooling!r}: set sentences "
-                "to true and pooling to sentence or latent."
+                "to true and pooling to sentence or latent, or words_only to false."
             )
         if POOLINGS[self.pooling].layers > num_hidden_layers:
             raise TwinlineError(

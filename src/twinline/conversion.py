@@ -351,11 +351,11 @@ def transfer_loss(
             mixed = linear_attention(attention.q_map(q), attention.k_map(k, count), v, mask)
         else:
             mixed, log_odds = attention.attend(q, k, v, mask, block, *given)
-            with torch.no_grad():
-                number = blocks_of(starts, real, block)
-                wanted, some = outside(q, k, real, number, model.config.neighbours)
-                wanted = wanted - FAINT * model.config.anchors
             if attention.far:  # else it holds nothing, whatever is wanted
+                with torch.no_grad():
+                    number = blocks_of(starts, real, block)
+                    wanted, some = outside(q, k, real, number, model.config.neighbours)
+                    wanted = wanted - FAINT * model.config.anchors
                 error = torch.where(some, log_odds - wanted, 0.0).square()  # (b, h, n)
                 losses.append(mass * error.sum() / some.expand_as(error).sum().clamp_min(1))
         made = layer.project(mixed, layer.beside(source, mask, v))

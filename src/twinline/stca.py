@@ -92,6 +92,7 @@ class Sentences:
     ) -> Sentences:
         """Of texts (batch, n, width) whose sentences begin where ``starts`` (batch, n) is True.
 
+        ``real`` (batch, n) is True where a token has a part in them.
         ``marks`` (batch, n) are logits of each state's share in its sentence; None: equal shares.
         """
         wide = torch.promote_types(states.dtype, torch.float32)

@@ -81,7 +81,7 @@ def grid_file(folder: Path, text: str) -> Path:
             "a test's lengths must be a list of ints of at least 16",
         ),
         ("test: [{construction: native, arms: [linaer]}]", "a test's arms must be among"),
-        ("data: sts", "data must be among stsb, mrpc, .*, or a file that exists, not 'sts'"),
+        ("data: sts", "data must be among stsb, mrpc, builtin, not 'sts'"),
         ("carrier: novles", "carrier must be among novels, qmsum, squality, qnli, builtin, or"),
         ("train_carriers: [novels, gone.txt]", "train_carriers must be among .*, not 'gone.txt'"),
         (

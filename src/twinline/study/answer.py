@@ -347,9 +347,10 @@ def keyed(table: Table) -> list[str]:
                 if r["train_length"] == longest(table)]  # fmt: skip
         for length, carrier in sorted({(r["eval_length"], r["carrier"]) for r in rows}):
             at = {"construction": "keyed", "carrier": carrier, "split": split}
+            mine = {"pooling": pooling, "train_length": longest(table)}
             arms = list(dict.fromkeys(r["arm"] for r in rows if r["eval_length"] == length))
             told = ", ".join(
-                f"{name} {number(table.mean(arm=name, pooling=pooling, eval_length=length, **at))}"
+                f"{name} {number(table.mean(arm=name, eval_length=length, **mine, **at))}"
                 for name in arms
             )
             made = [
@@ -366,7 +367,8 @@ def keyed(table: Table) -> list[str]:
 
 def length_alone(table: Table) -> list[str]:
     """repeat against the same weights on the unmodified pairs."""
-    rows = [r for r in table.find(construction="repeat", split=reported_split(table))
+    asked = {"construction": "repeat", "train_length": longest(table)}
+    rows = [r for r in table.find(**asked, split=reported_split(table))
             if r["arm"] in LINEAR_TIME]  # fmt: skip
     told = [
         f"{row['arm']}, {row['pooling']}, seed {row['seed']}, {row['eval_length']:,} tokens "

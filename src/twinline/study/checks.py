@@ -52,3 +52,11 @@ def rising(name: str, values: tuple[int, ...]) -> None:
     numbers(name, values, int, SHORTEST)
     if list(values) != sorted(set(values)):
         raise TwinlineError(f"{name} must rise stage by stage, not {values}.")
+
+
+def other_version(file: Path) -> TwinlineError:
+    """The refusal of results that are not of this grid."""
+    return TwinlineError(
+        f"{file} holds results of another version of the grid; they are not mixed. Move it away, "
+        "or give the grid another name."
+    )

@@ -191,8 +191,8 @@ def growth_part(table: Table) -> dict[str, Any] | None:
             )
     if not rows:
         return None
-    head = ["run", "up to", "mean length drawn", "tokens read a text", "tokens", "seconds a step",
-            "validation Pearson at the longest"]  # fmt: skip
+    head = ["run", "up to", "mean length drawn (native: 0)", "tokens read a text", "tokens",
+            "seconds a step", "validation Pearson at the longest"]  # fmt: skip
     return part(
         "Mean length against cost",
         tables=[{"caption": "Each stage by itself", "head": head, "rows": rows}],

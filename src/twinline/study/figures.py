@@ -54,7 +54,7 @@ def by_length(table: Table, pooling: str, train_length: int | None, **wanted: An
 
     def paint(axes: Any) -> None:
         ways = dict.fromkeys((pooling, trained_pooling(pooling)))
-        named = set()
+        named, colours = set(), dict(COLOURS)
         for how, arm in product(ways, table.names("arm")):
             rows = table.find(arm=arm, pooling=how, **wanted)
             trained = {r["train_length"] for r in rows}
@@ -65,14 +65,15 @@ def by_length(table: Table, pooling: str, train_length: int | None, **wanted: An
             lengths = sorted({r["eval_length"] for r in rows})
             if not lengths:
                 continue
-            colour = COLOURS.get(arm)
             seeds = [table.pearsons([r for r in rows if r["eval_length"] == n]) for n in lengths]
             label = None if arm in named else arm if how == pooling else f"{arm}, by cosine"
             named.add(arm)
             if label and at != train_length:
                 label += f" (trained to {at:,})"
             line = "-" if how == pooling else ":"
-            axes.plot(lengths, list(map(np.mean, seeds)), line, color=colour, label=label, lw=1.8)
+            drawn_line = axes.plot(lengths, list(map(np.mean, seeds)), line,
+                                   color=colours.get(arm), label=label, lw=1.8)[0]  # fmt: skip
+            colour = colours.setdefault(arm, drawn_line.get_color())  # a variant's is the next free
             for length, values in zip(lengths, seeds, strict=True):
                 axes.plot([length] * len(values), values, ".", color=colour, ms=5, alpha=0.7)
         if train_length:
@@ -106,16 +107,17 @@ def curves(table: Table, against: str, pooling: str) -> str:
     """Validation Pearson against one cost, a line a run, stages one after the other."""
 
     def paint(axes: Any) -> None:
-        told = set()
+        told, colours = set(), dict(COLOURS)
         for head, length, curve in table.curves:
             if head["pooling"] != pooling:
                 continue
-            colour = COLOURS.get(head["arm"])
+            arm = head["arm"]
             points = [p for p in curve if p[against] > 0]
-            axes.plot([p[against] for p in points], [p["pearson"] for p in points],
-                      color=colour, lw=1.3, alpha=0.85,
-                      label=None if head["arm"] in told else head["arm"])  # fmt: skip
-            told.add(head["arm"])
+            line = axes.plot([p[against] for p in points], [p["pearson"] for p in points],
+                             color=colours.get(arm), lw=1.3, alpha=0.85,
+                             label=None if arm in told else arm)[0]  # fmt: skip
+            colour = colours.setdefault(arm, line.get_color())
+            told.add(arm)
             if points:
                 axes.annotate(f"{length:,}", (points[-1][against], points[-1]["pearson"]),
                               fontsize=7, color=colour)  # fmt: skip

@@ -31,6 +31,8 @@ LATE = "late"
 """The similarity that reads sentences (``similarity.LateInteraction``)."""
 TAUGHT = tuple(name for name in CONSTRUCTIONS if name != "composite")
 """What can be trained on: a composite's score is not its first pair's."""
+STUDIED = ("stsb", "mrpc", "builtin")
+"""Data with scores in all three splits."""
 CELL = ("arm", "train_length", "split", "construction", "carrier", "eval_length")
 """What names a score within a run."""
 NATIVE = "softmax-native"
@@ -292,7 +294,9 @@ class Grid:
         known = tuple(dict.fromkeys(name for arm in self.arms for name in arm.read_as))
         seeds = tuple(dict.fromkeys(seed for arm in self.arms for seed in arm.seeds))
         poolings = tuple(dict.fromkeys(pooling for arm in self.arms for pooling in arm.poolings))
-        source("data", self.data, (*TASKS, "builtin"))
+        choice("data", (self.data,), STUDIED)
+        if self.train.accumulate != 1:
+            raise TwinlineError("train.accumulate must be 1: steps are what stages are made of.")
         source("carrier", self.carrier, CARRIERS)
         for carrier in self.train_carriers:
             source("train_carriers", carrier, CARRIERS)
@@ -317,8 +321,11 @@ class Grid:
                         f"{key['eval_length']:,} tokens in {key['split']}, of {before or 'all'} "
                         f"and of {test.pairs or 'all'} pairs: give one number."
                     )
+        at_least(self, 0, "pilot")
         if self.rates and not self.pilot:
             raise TwinlineError("rates are chosen from by pilots: set pilot to their steps.")
+        if 0 in self.rates:
+            raise TwinlineError("rates must be above 0.")
 
     def runs(self) -> Iterator[RunPlan]:
         """Every run, first seeds of all arms first, so that a stopped study compares something."""

@@ -58,7 +58,8 @@ def flops(config: Any, tokens: int, length: int) -> float:
     maps = 2 * 2 * heads * d * features if signed else 0  # of queries and keys
     state = 2 * 2 * heads * features * (d + 1)  # collected and read
     near = min(length, config.block_size)
-    far = length > config.block_size or config.sentences  # of other blocks, or of other sentences
+    # Of other blocks, or of other sentences.
+    far = config.far and (length > config.block_size or config.sentences)
     layer += {
         "softmax": 4 * length * h,
         "linear": maps + state,
@@ -115,9 +116,6 @@ class PowerLaw:
     spread: float
     """Residual standard deviation of the natural logarithm: 0.1 is about 10 %."""
     points: int
-
-    def __str__(self) -> str:
-        return f"1 − r = {self.a:.3g} · x^{self.b:+.3f} (± {self.b_error:.3f} on the exponent)"
 
 
 def power_law(x: ArrayLike, r: ArrayLike) -> PowerLaw | None:

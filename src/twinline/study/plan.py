@@ -19,6 +19,7 @@ from ..machine import keep_memory
 from ..options import FindOptions
 from ..training.lengths import Lengths
 from .arms import WINDOW
+from .beforehand import look_ahead
 from .grid import CELL, LATE, Grid, RunPlan, read_grid
 from .run import complete, dtype_of, lengths_of, missing, pilots_of, run_one, run_yardstick
 from .workshop import Workshop
@@ -67,7 +68,6 @@ def measure(grid: Grid) -> Speed:
 class Estimate:
     """What a run will read, and how long that takes."""
 
-    run: RunPlan
     training: int
     """Tokens."""
     testing: int
@@ -80,6 +80,7 @@ def estimate(
     """From lengths and steps alone; softmax over whole long texts is slower than said here.
 
     Args:
+        pairs: how many the data have in each split.
         lacks: what a run that is begun has not (``run.missing``): of tests these alone count, but
             training whole, as its weights may be gone.
     """
@@ -115,7 +116,7 @@ def estimate(
     if plan.grid.rates and plan.is_first and steps:
         first = training * plan.grid.pilot // steps
         training += len(plan.grid.rates) * first
-    return Estimate(plan, training, testing, training / speed.training + testing / speed.encoding)
+    return Estimate(training, testing, training / speed.training + testing / speed.encoding)
 
 
 def read_once(find: FindOptions) -> int:
@@ -131,6 +132,7 @@ def tokens_of(plan: RunPlan, lengths: Lengths) -> int:
 
 
 def results_folder(grid: Grid, results: Path) -> Path:
+    """Where a grid's finished runs lie."""
     return results / grid.name
 
 
@@ -205,7 +207,7 @@ def run_grid(path: Path, results: Path, work: Path, only: tuple[str, ...] = ()) 
     print(f"{len(todo)} of {len(plans)} runs to do", flush=True)
     shop = Workshop(grid, work)
     if todo:
-        shop.check(todo)
+        look_ahead(todo, shop)
     run_yardstick(grid, shop, folder)
     for plan in todo:
         run_one(plan, shop, folder)

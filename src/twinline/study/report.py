@@ -74,7 +74,8 @@ def make(name: str | None, results: Path, docs: Path) -> list[Path]:
         picture, figures.by_length(table, pooling, longest(table), **main_test(table, split))
     )
     written.append(picture)
-    if docs == Path("docs"):  # where one of them has the grid's marks
+    # Where one of them has the grid's marks; those of other names belong to other commands.
+    if docs == Path("docs") and folder.name.startswith("study"):
         into_marks(Path("README.md"), folder.name, overview(table, short=True))
         told = "\n\n".join([*answer[:3], overview(table)])
         into_marks(docs / "study" / "README.md", folder.name, told)

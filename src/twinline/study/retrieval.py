@@ -27,7 +27,7 @@ from ..recipe import chosen, read_recipe
 from ..recipes import RetrievalRecipe
 from ..statistics import Correlation, clustered_mean
 from ..training.retrieval import searcher
-from .checks import SHORTEST, choice, numbers, plain, source
+from .checks import SHORTEST, choice, numbers, other_version, plain, source
 
 TASK = ("collection", "asked", "split")
 COUNTED = ("queries", "documents", "ambiguous", "encoding_seconds", "seconds")
@@ -135,15 +135,13 @@ def run_search(path: Path, results: Path, work: Path, only: tuple[str, ...] = ()
         if name not in known:
             raise TwinlineError(f"{path} has no arm {name!r}; it has {', '.join(known)}.")
     folder = results / grid.name
-    for arm, seed in grid.runs():
-        file = folder / f"{arm.name}-{seed}.jsonl"
+    files = {(arm, seed): folder / f"{arm.name}-{seed}.jsonl" for arm, seed in grid.runs()}
+    for (arm, seed), file in files.items():  # all of them before the first is trained
         lines = read_lines(file)
         if lines and lines[0].get("identity") != grid.identity(arm, seed):
-            raise TwinlineError(
-                f"{file} holds results of another version of the grid; they are not mixed. Move it "
-                "away, or give the grid another name."
-            )
-        if not lines and (not only or arm.name in only):
+            raise other_version(file)
+    for (arm, seed), file in files.items():
+        if not read_lines(file) and (not only or arm.name in only):
             write_whole(
                 file, "".join(f"{json.dumps(one)}\n" for one in one_arm(grid, arm, seed, work))
             )

@@ -34,12 +34,13 @@ from ..training.lengths import Lengths, LongSteps
 from ..training.matching import late_of, learn_to_match
 from .alone import find_stage, finish, found_lengths_of
 from .arms import WINDOW
+from .checks import other_version
 from .grid import LATE, NATIVE, EvalOptions, Grid, RunPlan
 from .measure import Curve, flops, joined, point
 from .workshop import SEED, Workshop
 
-CALIBRATION = 24
-"""Long training texts on which int8 finds its ranges."""
+CALIBRATION, CALIBRATED = 24, 256
+"""Training texts on which int8 finds its ranges, and their tokens."""
 
 
 def lengths_of(plan: RunPlan, stage: int) -> Lengths:
@@ -116,7 +117,7 @@ def distilled(
     )  # fmt: skip
     run = distill(
         student, shop.train, teacher_scores=shop.teacher_scores() if options.alpha else None,
-        twin=shop.softmax() if options.match else None,
+        twin=shop.softmax() if options.match or options.states else None,
         goals=shop.goals() if options.match else None,
         validation=shop.curve_pairs(plan, stage), options=options,
         longer=longer, folder=work, show_progress=shop.show,
@@ -217,7 +218,8 @@ def match(plan: RunPlan, stage: int, name: str, encoder: Encoder, shop: Workshop
     if not (work / f"late-{name}-{length}").is_dir():
         whole = Encoder(work / f"stage-{length}", similarity=LATE)
         whole.head.load_state_dict(encoder.head.state_dict())
-        whole.model.config.far = name != "hybrid-off"
+        if name == "hybrid-off":
+            whole.model.config.far = False
         whole.save(work / f"late-{name}-{length}")
 
 
@@ -246,13 +248,6 @@ def describe_pairs(line: dict[str, Any], made: LongPairs, train: Pairs) -> dict[
         "places": packed(np.round(made.places * 255), "u1"),
         "shared": packed(shared, "u1"),
     }
-
-
-def other_version(file: Path) -> TwinlineError:
-    return TwinlineError(
-        f"{file} holds results of another version of the grid; they are not mixed. Move it away, "
-        "or give the grid another name."
-    )
 
 
 class Results:
@@ -420,7 +415,7 @@ def missing(plan: RunPlan, file: Path) -> list[dict[str, Any]] | None:
 
 
 def complete(plan: RunPlan, file: Path) -> bool:
-    """Whether a run has all that the grid asks of it."""
+    """Whether a run has all that the grid asks of it; raises as ``missing``."""
     return missing(plan, file) == []
 
 
@@ -458,15 +453,24 @@ def calibration(shop: Workshop) -> list[str]:
     carrier = shop.carrier(shop.grid.carrier, "train")
     builder = Builder(shop.train, "context", shop.tokenizer, carrier, SEED)
     rows = range(min(CALIBRATION, len(shop.train)))
-    return [builder.pair(row, 256).text1 for row in rows]
+    return [builder.pair(row, CALIBRATED).text1 for row in rows]
 
 
 def add_pairs(file: Path, line: dict[str, Any]) -> None:
-    """Describe a test's pairs, once; several runs at a time may do so."""
+    """Describe a test's pairs, once; several runs at a time may do so.
+
+    Raises: TwinlineError if other pairs are described there by the same names.
+    """
     keys = ("construction", "carrier", "eval_length", "split", "pairs")
     lock = fingerprint([str(file.resolve())])
     with FileLock(Path(gettempdir()) / f"twinline-{lock}.lock"):
         lines = read_lines(file)
-        if not any(all(one[k] == line[k] for k in keys) for one in lines):
+        known = next((one for one in lines if all(one[k] == line[k] for k in keys)), None)
+        if known is None:
             lines.append(line)
             write_whole(file, "".join(json.dumps(one) + "\n" for one in lines))
+        elif known["rows"] != line["rows"]:
+            raise TwinlineError(
+                f"{file} has other {line['pairs']} pairs of {line['construction']}: give the test "
+                "another number of pairs."
+            )

@@ -62,6 +62,11 @@ class Table:
             raise TwinlineError(
                 f"{folder} holds no finished run: give twinline study run the grid first."
             )
+        for file, lines in zip(files, runs, strict=True):
+            if not lines or lines[0].get("what") != "run":
+                raise TwinlineError(
+                    f"{file} is no run of a study: name a grid of twinline study run."
+                )
         sets = {set_key(line): line for line in read_lines(folder / "pairs.jsonl")}
         return cls(folder.name, runs, sets)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -58,29 +57,6 @@ class Workshop:
 
     def _carrier(self, source: str, split: str) -> Any:
         return load_carrier(source, split, self.tokenizer)
-
-    def check(self, plans: Sequence[RunPlan]) -> None:
-        """Read what the texts of these runs are made of: what is not there is to be said before a
-        teacher is trained, and not after hours.
-
-        Raises: TwinlineError if something is not there, or a carrier is too short for a test.
-        """
-        grid = self.grid
-        load_texts(list(grid.transfer_texts))
-        for name in grid.finish.sources:
-            load(name, "train", need_score=False)
-        needed = {(name, "train"): 0 for name in grid.train_carriers or (grid.carrier,)}
-        needed[grid.carrier, "validation"] = max(length for plan in plans for length in plan.stages)
-        for plan in plans:
-            for stage in range(len(plan.stages)):
-                for _, _, key in plan.wanted(stage):
-                    self.pairs(key["split"])
-                    if key["carrier"]:
-                        place = key["carrier"], key["split"]
-                        tokens = 0 if key["construction"] == "repeat" else key["eval_length"]
-                        needed[place] = max(needed.get(place, 0), tokens)
-        for (name, split), tokens in needed.items():
-            self.carrier(name, split).sides(random.Random(SEED), tokens)
 
     def builders(
         self, pairs: Pairs, seed: int, constructions: Sequence[str] = ()
@@ -156,6 +132,20 @@ class Workshop:
             made.save(folder)
         return Encoder(folder)
 
+    def softmax_costs(self) -> dict[str, Any]:
+        """The last line of the softmax student's log: what it cost is part of what every arm does.
+
+        Raises: TwinlineError if the log was removed.
+        """
+        file = self.base / "softmax.work" / "metrics.jsonl"
+        lines = read_lines(file)
+        if not lines:
+            raise TwinlineError(
+                f"{file} is gone, which tells what the softmax student cost: remove "
+                f"{self.base / 'softmax'} too, and it is made again."
+            )
+        return lines[-1]
+
     def _goals(self) -> Tensor:
         """The softmax student's vectors of the training pairs' texts."""
         texts = [*self.train.sentence1, *self.train.sentence2]
@@ -184,7 +174,7 @@ class Workshop:
                     folder=folder.with_suffix(".work"), show_progress=self.show,
                 )  # fmt: skip
             Encoder(model).save(folder)
-            before = read_lines(self.base / "softmax.work" / "metrics.jsonl")[-1]
+            before = self.softmax_costs()
             cost = {
                 "tokens": before["tokens"] + run.tokens,
                 "transfer_tokens": run.tokens,
@@ -208,7 +198,7 @@ class Workshop:
         if len(pairs) > MOST_PAIRS:
             raise TwinlineError(
                 f"{self.grid.data} has {len(pairs):,} pairs in {split}; results tell the rows of "
-                f"up to {MOST_PAIRS:,}: give a file with fewer."
+                f"up to {MOST_PAIRS:,}: give data with fewer."
             )
         rows = np.arange(len(pairs))
         if count is not None and count < len(pairs):

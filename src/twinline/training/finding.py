@@ -399,7 +399,7 @@ def learn_shares(
     """
     chosen = [one for one in texts if one.document is not None][: 2 * LEARNED]
     within = pooling_of(reader.student).within
-    if not options.inside or bool(within.out.any()):
+    if not options.inside or not chosen or bool(within.out.any()):
         return 0
     tokens = 0
     kept: list[tuple[Tensor, Tensor]] = []

@@ -60,14 +60,14 @@ class Lengths:
         return max(self.options.least, most // 2 if step % 2 else most)
 
     def pairs(self, step: int, pairs: int) -> int:
-        """Pairs of a step: ``pairs``, or as many as have the tokens of so many of mean length."""
+        """Pairs of a step: ``pairs``, or as many as have the tokens of so many of ``least``."""
         if self.options.equal == "pairs" or not self[step]:
             return pairs
         return max(1, min(pairs, round(pairs * self.options.least / self.real(step))))
 
     @cached_property
     def mean(self) -> float:
-        """Mean length over the whole run."""
+        """Mean length over the whole run; short pairs as they are count as 0."""
         return float(np.mean([self[step] for step in range(self.steps)]))
 
 

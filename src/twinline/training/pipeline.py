@@ -17,7 +17,7 @@ from ..loop import Run
 from ..recipes import ConvertRecipe, DataOptions, DistillRecipe
 from ..sources import find_model, read_config
 from ..teacher import CARD, Teacher
-from .distill import distill
+from .distill import check, distill
 
 NAMED = {"builtin", *TASKS}
 
@@ -107,7 +107,7 @@ def student(
             f"train.alpha is {recipe.train.alpha} and there is no teacher: name one with teacher, "
             "or set train.alpha to 0."
         )
-    # What is named is read first: if it is not there, that is to be said before transfer, not then.
+    # What is not there, or contradicts the rest, is to be said before transfer, not after it.
     pairs, validation = training_pairs(recipe, need_score=recipe.train.alpha < 1)
     more = {source: load(source, "train", need_score=False) for source in recipe.extra}
     if teacher is None and recipe.teacher:
@@ -122,6 +122,9 @@ def student(
         base=recipe.base, texts=recipe.texts, transfer=recipe.transfer, **recipe.model.given()
     )
     own = list(dict.fromkeys(text for text in pairs.sentence1 + pairs.sentence2 if text.strip()))
+    plain = Encoder(convert(start.base, **start.given()), similarity=recipe.similarity)
+    known = None if teacher is None else np.zeros(len(pairs))
+    check(recipe.train, plain, pairs, known, None, twin)
     made = converted(start, work, show_progress, own)
     prompts = made.prompts
     torch.manual_seed(recipe.train.seed)  # draws a learned head, whatever was drawn before

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..conversion import convert
 from ..data.retrieval import Retrieval, load_retrieval
 from ..encoder import Encoder
 from ..errors import TwinlineError
@@ -89,13 +90,9 @@ def train_retrieval(
         raise TwinlineError(f"A student in {student.dtype} cannot be trained: load it in float32.")
     if options.listwise and teacher_scores is None:
         raise TwinlineError(f"listwise={options.listwise} needs a teacher: give its scores.")
+    for task in tasks:
+        check(task, options)
     asked = [by_document(task) for task in tasks]
-    for task, places in zip(tasks, asked, strict=True):
-        if len(places) < options.pairs:
-            raise TwinlineError(
-                f"{task.name} has queries about {len(places)} documents, fewer than pairs="
-                f"{options.pairs}: lower pairs, or give more documents."
-            )
     queries = [student.tokenize(task.queries)[0] for task in tasks]
     documents = [student.tokenize(task.documents)[0] for task in tasks]
     per_epoch = sum(-(-len(found) // options.pairs) for found in asked)
@@ -143,6 +140,16 @@ def train_retrieval(
         )  # fmt: skip
     student.eval()
     return run
+
+
+def check(task: Retrieval, options: RetrievalOptions) -> None:
+    """Refuse queries about fewer documents than a step has."""
+    many = len(by_document(task))
+    if many < options.pairs:
+        raise TwinlineError(
+            f"{task.name} has queries about {many} documents, fewer than pairs={options.pairs}: "
+            "lower pairs, or give more documents."
+        )
 
 
 def by_document(task: Retrieval) -> dict[int, NDArray[np.int64]]:
@@ -206,7 +213,7 @@ def searcher(
     recipe: RetrievalRecipe, work: Path | None = None, show_progress: bool | None = None
 ) -> tuple[Encoder, Run]:
     """Run a whole recipe. Returns: the trained student, and the run."""
-    # All that is named is read before transfer, so that what is not there is said at once.
+    # What is not there, or contradicts the rest, is to be said before transfer, not after it.
     named = [(name, asked) for name in recipe.collections for asked in recipe.asked]
     tasks = [load_retrieval(name, "train", asked, own_documents=True) for name, asked in named]
     # Documents are long: they are only validated on where that is asked for.
@@ -215,15 +222,19 @@ def searcher(
         for name, asked in named
         if recipe.train.evaluate_every
     ]
-    scores = None
-    if tasks and recipe.teacher and recipe.train.listwise:
-        scores = rankings(recipe, tasks, work, show_progress)
+    for task in tasks:
+        check(task, recipe.train)
     start = ConvertRecipe(
         base=recipe.base, texts=recipe.texts, transfer=recipe.transfer, **recipe.model.given()
     )
+    reads: dict[str, Any] = {"similarity": recipe.similarity, "windows": recipe.windows}
+    Encoder(convert(start.base, **start.given()), **reads)  # refuses what does not go together
+    scores = None
+    if tasks and recipe.teacher and recipe.train.listwise:
+        scores = rankings(recipe, tasks, work, show_progress)
     made = converted(start, work, show_progress)
     torch.manual_seed(recipe.train.seed)
-    made = Encoder(made.model, made.tokenizer, similarity=recipe.similarity, windows=recipe.windows)
+    made = Encoder(made.model, made.tokenizer, **reads)
     if not tasks:
         return made, Run()
     run = train_retrieval(
