@@ -1,7 +1,9 @@
 """What arms of one grid read above arms of another, on the pairs that both have scored.
 
-``python benchmarks/grids.py study study-sentence``: each arm of the first less each of the second,
-at equal pooling, on the main test; means over seeds, 95 % intervals bootstrapped over pairs.
+``python benchmarks/grids.py study study-sentence``: each linear-time arm of the first less each arm
+of the second, and windows less windows, at equal pooling, on the main test; and what each of two
+arms of a name loses on ``repeat`` against its unmodified pairs. Means over seeds, 95 % intervals
+bootstrapped over pairs.
 """
 
 from __future__ import annotations
@@ -9,9 +11,15 @@ from __future__ import annotations
 import argparse
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from twinline.statistics import resampled_pearsons
 from twinline.study.page import interval
-from twinline.study.table import Table, longest, main_test
+from twinline.study.table import Table, longest, main_test, on_common, same_native, scored
+
+WINDOWS = "softmax-windows512"
 
 
 def main() -> None:
@@ -21,12 +29,16 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"))
     options = parser.parse_args()
     table, other = (Table.read(options.results / name) for name in (options.one, options.other))
-    both, named = table.beside(other, f" of {options.other}")
+    suffix = f" of {options.other}"
+    both, named = table.beside(other, suffix)
     at = main_test(table, "test")
     print(f"| {options.one} less {options.other} | pooling | tokens | Pearson | pairs |")
     print("|---|---|---|---|---|")
-    arms = [arm for arm in table.names("arm") if not arm.startswith("softmax")]
-    for pooling, arm, less, length in product(both.poolings, arms, named, both.lengths(**at)):
+    for pooling, arm, less, length in product(
+        both.poolings, table.names("arm"), named, both.lengths(**at)
+    ):
+        if arm.startswith("softmax") and (arm, less) != (WINDOWS, WINDOWS + suffix):
+            continue
         same = {"pooling": pooling, "eval_length": length, **at}
         found = both.difference(
             {"arm": arm, "train_length": longest(table), **same},
@@ -35,6 +47,35 @@ def main() -> None:
         if found is not None:
             print(f"| {arm} − {less} | {pooling} | {length:,} | {interval(found)} | "
                   f"{found.count:,} |")  # fmt: skip
+    print(f"\n| repeat less native | pooling, seed | tokens | {options.one} | {options.other} | "
+          f"{options.other} less {options.one} | pairs |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|")
+    for row in table.find(construction="repeat", split="test"):
+        same = {k: row[k] for k in ("arm", "pooling", "construction", "eval_length", "split")}
+        for mended in other.find(**same):
+            if (losses := losses_of((table, row), (other, mended))) is not None:
+                lost, gained, count = losses
+                print(f"| {row['arm']} | {row['pooling']}, {row['seed']} | "
+                      f"{row['eval_length']:,} | {lost[0]:+.3f} | {lost[1]:+.3f} | {gained} | "
+                      f"{count:,} |")  # fmt: skip
+
+
+def losses_of(
+    *sides: tuple[Table, dict[str, Any]],
+) -> tuple[list[float], str, int] | None:
+    """Of two rows of ``repeat`` what each has less than native, on the pairs that both have scored,
+    the second's less the first's with its interval, and how many pairs these are."""
+    natives = [same_native(table, row) for table, row in sides]
+    if any(one is None for one in natives):
+        return None
+    made = [scored(table, row) for table, row in sides]
+    repeats = on_common([*made, *(one for one in natives if one is not None)])
+    gold, every = repeats[0].gold, np.ones(len(repeats[0].rows), dtype=np.bool_)
+    whole = [one.pearson(every) for one in repeats]
+    drawn = resampled_pearsons([one.scores for one in repeats], gold)
+    lost = [whole[0] - whole[2], whole[1] - whole[3]]
+    low, high = np.percentile((drawn[1] - drawn[3]) - (drawn[0] - drawn[2]), (2.5, 97.5))
+    return lost, f"{lost[1] - lost[0]:+.3f} [{low:+.3f}, {high:+.3f}]", len(gold)
 
 
 if __name__ == "__main__":

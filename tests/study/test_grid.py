@@ -82,6 +82,10 @@ def grid_file(folder: Path, text: str) -> Path:
         ),
         ("test: [{construction: native, arms: [linaer]}]", "a test's arms must be among"),
         ("data: sts", "data must be among stsb, mrpc, builtin, not 'sts'"),
+        ("data: qqp", "data must be among stsb, mrpc, builtin, not 'qqp'"),
+        ("train: {accumulate: 2}", "train.accumulate must be 1"),
+        ("pilot: -1", "pilot must be at least 0"),
+        ("rates: [0.0]\npilot: 1", "rates must be above 0"),
         ("carrier: novles", "carrier must be among novels, qmsum, squality, qnli, builtin, or"),
         ("train_carriers: [novels, gone.txt]", "train_carriers must be among .*, not 'gone.txt'"),
         (

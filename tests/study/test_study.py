@@ -288,24 +288,6 @@ def test_the_plan_names_what_a_run_lacks(finished: Path, tmp_path: Path) -> None
     assert said(None) == ""
 
 
-@pytest.mark.parametrize("prose", ["short", "novels"])
-def test_prose_that_a_test_lacks_is_missed_before_a_teacher_is_trained(
-    prose: str, tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TWINLINE_DATA", raising=False)
-    (tmp_path / "short.txt").write_text("It rained. We slept.\n\n" * 100)
-    carrier, wrong = {
-        "short": (str(tmp_path / "short.txt"), "short.txt .* is too short"),
-        "novels": ("novels", "TWINLINE_DATA, which is not set"),
-    }[prose]
-    grid = grid_of(tmp_path, tiny_bert)
-    last = "lengths: [64, 200, 600]"
-    grid.write_text(grid.read_text().replace(last, f"carrier: {carrier}, {last}"))
-    with pytest.raises(TwinlineError, match=wrong):
-        run_grid(grid, tmp_path / "results", tmp_path / "work")
-    assert not (tmp_path / "work").exists()
-
-
 def test_what_is_not_there_is_told(tmp_path: Path, finished: Path) -> None:
     with pytest.raises(TwinlineError, match="holds no results of a study"):
         make(None, tmp_path, tmp_path)

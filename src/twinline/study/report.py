@@ -99,8 +99,10 @@ def sections(table: Table) -> list[dict[str, Any] | None]:
     """The page's parts in their order."""
     return [
         length_part(table),
+        trained_part(table),
         retention_part(table),
         difference_part(table),
+        branch_part(table),
         late_part(table),
         arm_part(table),
         curve_part(table),
@@ -214,6 +216,71 @@ def difference_part(table: Table) -> dict[str, Any] | None:
                "length, which the table above names. hybrid − "
                "hybrid-off is what the linear branch is worth: the same weights, the branch "
                "switched off."],
+    )  # fmt: skip
+
+
+def trained_part(table: Table) -> dict[str, Any] | None:
+    """What a student gains from longer training texts, on the pairs that all its stages have
+    scored."""
+    at = main_test(table, reported_split(table))
+    rows = []
+    for pooling, arm, length in product(table.poolings, table.names("arm"), table.lengths(**at)):
+        found = table.find(arm=arm, pooling=pooling, eval_length=length, **at)
+        for seed in sorted({r["seed"] for r in found}):
+            stages = [r for r in found if r["seed"] == seed]
+            if len(stages) < 2:
+                continue
+            stages.sort(key=lambda r: r["train_length"])
+            ends = [{k: r[k] for k in ("pooling", "seed", *CELL)} for r in (stages[0], stages[-1])]
+            less = table.difference(ends[1], ends[0])
+            values = zip(stages, table.pearsons(stages), strict=True)
+            told = "; ".join(f"{r['train_length']:,} tokens {value:.3f}" for r, value in values)
+            rows.append([f"{arm}, {pooling}, seed {seed}", f"{length:,}", told, interval(less),
+                         f"{less.count if less else 0:,}"])  # fmt: skip
+    if not rows:
+        return None
+    head = ["run", "tokens of a test's texts", "trained to", "longest less shortest", "pairs"]
+    return part(
+        "Pearson by training length",
+        tables=[{"caption": "The same pairs", "head": head, "rows": rows}],
+        texts=["A run is scored after the stages that the grid names: later stages have learned "
+               "more, too, and not of longer texts alone, and what finishes a run follows the last "
+               "one. Stages may have been scored in different numbers (dtype in results)."],
+    )  # fmt: skip
+
+
+def branch_part(table: Table) -> dict[str, Any] | None:
+    """Seed by seed what the linear branch is worth to late interaction, with what late interaction
+    has learned for each side."""
+    numbers = {
+        (lines[0]["seed"], lines[0]["pooling"], line["arm"], line["train_length"]):
+            f"{line['prior']:g}, {line['sharpness']:g}, {line['discount']:g}"
+        for lines in table.runs for line in lines if line["what"] == "match"
+    }  # fmt: skip
+    rows = []
+    for off in table.find(arm="hybrid-off", split=reported_split(table)):
+        if off["pooling"] == trained_pooling(off["pooling"]):
+            continue
+        same = {k: off[k] for k in ("pooling", "seed", *CELL)}
+        made = table.difference({**same, "arm": "hybrid"}, same)
+        plain = {**same, "pooling": trained_pooling(off["pooling"])}
+        cosine = table.difference({**plain, "arm": "hybrid"}, plain)
+        learned = [numbers.get((off["seed"], plain["pooling"], arm, off["train_length"]), "–")
+                   for arm in ("hybrid", "hybrid-off")]  # fmt: skip
+        if made is not None:
+            prose = f", {off['carrier']}" if off["carrier"] else ""
+            rows.append([f"{off['construction']}{prose}", f"{off['eval_length'] or 'native'}",
+                         str(off["seed"]), interval(made), *learned, interval(cosine)])  # fmt: skip
+    if not rows:
+        return None
+    head = ["construction, prose", "tokens", "seed", "hybrid − hybrid-off, late",
+            "c, s, d of hybrid", "of hybrid-off", "the same by cosine"]  # fmt: skip
+    return part(
+        "What the linear branch is worth, seed by seed",
+        tables=[{"caption": "The same weights, the branch switched off", "head": head,
+                 "rows": sorted(rows)}],
+        texts=["Late interaction learns its three numbers for each side by itself, on context: "
+               "where they differ, so does more than the branch."],
     )  # fmt: skip
 
 
