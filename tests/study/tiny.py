@@ -50,6 +50,8 @@ test:
   - {{construction: native, similarity: late}}
   - {{construction: context, lengths: [64, 200], pairs: 30, similarity: late}}
   - {{construction: context, lengths: [64, 200, 600], pairs: 30}}
+  - {{construction: context, lengths: [64], pairs: 30, train_lengths: [48], poolings: [latent],
+      arms: [hybrid], seeds: [1]}}
 """
 
 
