@@ -258,3 +258,13 @@ def test_import_and_help_load_nothing_heavy() -> None:
             [sys.executable, "-c", code], check=True, capture_output=True, text=True
         )
         assert made.stdout.strip() == "[]"
+
+
+def test_a_stop_says_how_to_go_on(capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("twinline.demo.run_demo", stopped)
+    status, told, err = run(capsys, "demo", "--output", tmp_path)
+    assert (status, told) == (130, "")
+    assert "given again, a command that trains goes on from its last checkpoint" in err

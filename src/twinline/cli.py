@@ -28,6 +28,7 @@ app = App(
     help_epilogue="Every training verb takes --recipe FILE.yaml; other options override it.",
     version_flags=["--version"],
     default_parameter=Parameter(negative_iterable=()),  # else every list has an option --empty-…
+    suppress_keyboard_interrupt=False,  # main says how a stopped command goes on
 )
 
 Dtype = Literal["float32", "bfloat16", "int8", "auto"]
@@ -424,8 +425,8 @@ def main(tokens: Sequence[str] | None = None) -> None:
         print(f"twinline: {' '.join(said.split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("twinline: stopped; the same command goes on from the last checkpoint.",
-              file=sys.stderr)  # fmt: skip
+        print("\ntwinline: stopped; given again, a command that trains goes on from its last "
+              "checkpoint.", file=sys.stderr)  # fmt: skip
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
