@@ -84,6 +84,30 @@ def test_arms_are_trained_tested_and_compared(
         run_search(grid, folder / "r", folder / "w", ("hybrid",))
 
 
+def test_an_arm_that_cannot_be_is_refused_before_the_first_is_trained(
+    folder: Path, tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWINLINE_DATA", str(folder / "data"))
+    grid = tmp_path / "grid.yaml"
+    text = GRID.format(base=tiny_bert, epochs=1)
+    grid.write_text(text.replace("similarity: stca", "similarity: stca, windows: 16"))
+    with pytest.raises(TwinlineError, match="windows"):
+        run_search(grid, tmp_path / "r", tmp_path / "w")
+    assert not (tmp_path / "r").exists()
+    assert not (tmp_path / "w").exists()
+
+
+def test_the_verb_leaves_its_student_alone(
+    folder: Path, tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWINLINE_DATA", str(folder / "data"))
+    main(["retrieval", str(tmp_path / "out"), "--base", str(tiny_bert), "--collections", "squality",
+          "--teacher", str(tiny_bert), "--train.listwise", "1", "--train.pairs", "4",
+          "--train.epochs", "1", "--train.lengths.least", "16", "--train.lengths.greatest", "64",
+          "--transfer.steps", "0"])  # fmt: skip
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

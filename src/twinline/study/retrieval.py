@@ -26,7 +26,7 @@ from ..options import ModelOptions, RetrievalOptions, TransferOptions
 from ..recipe import chosen, read_recipe
 from ..recipes import RetrievalRecipe
 from ..statistics import Correlation, clustered_mean
-from ..training.retrieval import searcher
+from ..training.retrieval import searcher, untrained
 from .checks import SHORTEST, choice, numbers, other_version, plain, source
 
 TASK = ("collection", "asked", "split")
@@ -140,11 +140,15 @@ def run_search(path: Path, results: Path, work: Path, only: tuple[str, ...] = ()
         lines = read_lines(file)
         if lines and lines[0].get("identity") != grid.identity(arm, seed):
             raise other_version(file)
-    for (arm, seed), file in files.items():
-        if not read_lines(file) and (not only or arm.name in only):
-            write_whole(
-                file, "".join(f"{json.dumps(one)}\n" for one in one_arm(grid, arm, seed, work))
-            )
+    todo = [
+        (arm, seed) for (arm, seed), file in files.items()
+        if not read_lines(file) and (not only or arm.name in only)
+    ]  # fmt: skip
+    for arm, seed in todo:
+        untrained(grid.recipe(arm, seed))
+    for arm, seed in todo:
+        lines = one_arm(grid, arm, seed, work)
+        write_whole(files[arm, seed], "".join(f"{json.dumps(one)}\n" for one in lines))
     made = rows(grid, folder)
     written = published(results, grid.name)
     write_whole(written, json.dumps(made, indent=0) + "\n")
@@ -159,7 +163,7 @@ def one_arm(grid: SearchGrid, arm: SearchArm, seed: int, work: Path) -> list[dic
         recipe = grid.recipe(arm, seed)
         if not arm.trained:
             recipe = replace(recipe, collections=())
-        student, _ = searcher(recipe, folder.with_suffix(".work"))
+        student, _ = searcher(recipe, folder.with_suffix(".work"), shared=work)
         student.save(folder)
     encoder = Encoder(
         folder, windows=arm.windows, dtype=grid.dtype,

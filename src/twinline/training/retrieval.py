@@ -185,17 +185,17 @@ def best_windows(teacher: Reader, queries: list[str], vectors: Tensor, starts: A
 def rankings(
     recipe: RetrievalRecipe,
     tasks: Sequence[Retrieval],
-    work: Path | None,
+    kept: Path | None,
     show_progress: bool | None = None,
 ) -> list[Scores]:
-    """The teacher's scores of each task, kept beside ``work`` for other arms."""
+    """The teacher's scores of each task, found in the folder ``kept`` or left there."""
     whole = Encoder(recipe.teacher or "")
     own = [weights_of(whole.model), recipe.teacher_dtype, str(recipe.teacher_windows)]
     teacher = Encoder(whole.model, whole.tokenizer, dtype=recipe.teacher_dtype)
     made, read = [], ""
     for task in tasks:
         key = fingerprint([*own, *task.queries, *task.documents])[:12]
-        file = work and work.parent / f"teacher-{key}.npy"
+        file = kept and kept / f"teacher-{key}.npy"
         if file and file.is_file():
             made.append(np.load(file))
             continue
@@ -209,10 +209,29 @@ def rankings(
     return made
 
 
+def untrained(recipe: RetrievalRecipe) -> Encoder:
+    """A recipe's student before anything is trained.
+
+    Raises: TwinlineError if its model, similarity and windows do not go together.
+    """
+    made = convert(recipe.base, **recipe.model.given())
+    return Encoder(made, similarity=recipe.similarity, windows=recipe.windows)
+
+
 def searcher(
-    recipe: RetrievalRecipe, work: Path | None = None, show_progress: bool | None = None
+    recipe: RetrievalRecipe,
+    work: Path | None = None,
+    show_progress: bool | None = None,
+    shared: Path | None = None,
 ) -> tuple[Encoder, Run]:
-    """Run a whole recipe. Returns: the trained student, and the run."""
+    """Run a whole recipe.
+
+    Args:
+        work: where checkpoints and metrics go; a run found there goes on.
+        shared: where the teacher's scores are kept for other students too; None: in ``work``.
+    Returns: the trained student, and the run.
+    Raises: TwinlineError if something is not there, or options and data contradict each other.
+    """
     # What is not there, or contradicts the rest, is to be said before transfer, not after it.
     named = [(name, asked) for name in recipe.collections for asked in recipe.asked]
     tasks = [load_retrieval(name, "train", asked, own_documents=True) for name, asked in named]
@@ -227,14 +246,13 @@ def searcher(
     start = ConvertRecipe(
         base=recipe.base, texts=recipe.texts, transfer=recipe.transfer, **recipe.model.given()
     )
-    reads: dict[str, Any] = {"similarity": recipe.similarity, "windows": recipe.windows}
-    Encoder(convert(start.base, **start.given()), **reads)  # refuses what does not go together
+    untrained(recipe)
     scores = None
     if tasks and recipe.teacher and recipe.train.listwise:
-        scores = rankings(recipe, tasks, work, show_progress)
+        scores = rankings(recipe, tasks, shared or (work and work / "retrieval"), show_progress)
     made = converted(start, work, show_progress)
     torch.manual_seed(recipe.train.seed)
-    made = Encoder(made.model, made.tokenizer, **reads)
+    made = Encoder(made.model, made.tokenizer, similarity=recipe.similarity, windows=recipe.windows)
     if not tasks:
         return made, Run()
     run = train_retrieval(
