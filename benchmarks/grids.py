@@ -1,9 +1,9 @@
 """What arms of one grid read above arms of another, on the pairs that both have scored.
 
 ``python benchmarks/grids.py study study-sentence``: each linear-time arm of the first less each arm
-of the second, and windows less windows, at equal pooling, on the main test; and what each of two
-arms of a name loses on ``repeat`` against its unmodified pairs. Means over seeds, 95 % intervals
-bootstrapped over pairs.
+of the second, and windows less windows, at equal pooling, on the main test, in means over seeds;
+and, seed by seed, what an arm loses in both on ``repeat``, less the unmodified pairs. 95 %
+intervals are bootstrapped over pairs.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
     for row in table.find(construction="repeat", split="test"):
         same = {k: row[k] for k in ("arm", "pooling", "construction", "eval_length", "split")}
         for mended in other.find(**same):
-            if (losses := losses_of((table, row), (other, mended))) is not None:
+            if (losses := losses_of(table, row, other, mended)) is not None:
                 lost, gained, count = losses
                 print(f"| {row['arm']} | {row['pooling']}, {row['seed']} | "
                       f"{row['eval_length']:,} | {lost[0]:+.3f} | {lost[1]:+.3f} | {gained} | "
@@ -61,20 +61,19 @@ def main() -> None:
 
 
 def losses_of(
-    *sides: tuple[Table, dict[str, Any]],
+    table: Table, row: dict[str, Any], other: Table, mended: dict[str, Any]
 ) -> tuple[list[float], str, int] | None:
-    """Of two rows of ``repeat`` what each has less than native, on the pairs that both have scored,
-    the second's less the first's with its interval, and how many pairs these are."""
-    natives = [same_native(table, row) for table, row in sides]
-    if any(one is None for one in natives):
+    """What two rows of ``repeat`` have less than native, on the pairs that both have scored; the
+    second's less the first's, with its interval; and how many pairs these are."""
+    first, second = same_native(table, row), same_native(other, mended)
+    if first is None or second is None:
         return None
-    made = [scored(table, row) for table, row in sides]
-    repeats = on_common([*made, *(one for one in natives if one is not None)])
-    gold, every = repeats[0].gold, np.ones(len(repeats[0].rows), dtype=np.bool_)
-    whole = [one.pearson(every) for one in repeats]
-    drawn = resampled_pearsons([one.scores for one in repeats], gold)
-    lost = [whole[0] - whole[2], whole[1] - whole[3]]
-    low, high = np.percentile((drawn[1] - drawn[3]) - (drawn[0] - drawn[2]), (2.5, 97.5))
+    every = on_common([scored(table, row), first, scored(other, mended), second])
+    gold, all_of = every[0].gold, np.ones(len(every[0].rows), dtype=np.bool_)
+    whole = [one.pearson(all_of) for one in every]
+    drawn = resampled_pearsons([one.scores for one in every], gold)
+    lost = [whole[0] - whole[1], whole[2] - whole[3]]
+    low, high = np.percentile((drawn[2] - drawn[3]) - (drawn[0] - drawn[1]), (2.5, 97.5))
     return lost, f"{lost[1] - lost[0]:+.3f} [{low:+.3f}, {high:+.3f}]", len(gold)
 
 

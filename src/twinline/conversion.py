@@ -226,7 +226,7 @@ def transfer(
     Raises: TwinlineError if there is no text.
     """
     options = options or TransferOptions()
-    added = [n for n, p in model.named_parameters() if transferred(n) and p.requires_grad]
+    added = learned(model)
     maps = any("_map." in name for name in added)
     if not added or not options.steps:  # softmax, and linear with elu, relu or exp
         return Run()
@@ -271,7 +271,7 @@ def transfer(
     dropout = model.config.hidden_dropout_prob
     set_dropout(model, 0.0)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trainable[name] and transferred(name))
+        parameter.requires_grad_(name in added)
     try:
         return train(
             model, batch_at, loss,
@@ -292,7 +292,17 @@ def transfer(
 
 def learns(model: TwinlineModel) -> bool:
     """Whether the model's attention has anything that transfer trains (softmax has not)."""
-    return any(transferred(n) and p.requires_grad for n, p in model.named_parameters())
+    return bool(learned(model))
+
+
+def learned(model: TwinlineModel) -> list[str]:
+    """The names of what transfer trains; a linear branch that is switched off reads nothing, and
+    so has nothing to learn."""
+    off = model.config.attention == "hybrid" and not model.config.far
+    return [
+        name for name, p in model.named_parameters()
+        if transferred(name) and p.requires_grad and not (off and ".attention." in name)
+    ]  # fmt: skip
 
 
 def transferred(name: str) -> bool:

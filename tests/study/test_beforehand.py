@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from tiny import grid_of
 
+from twinline.encoder import Encoder
 from twinline.errors import TwinlineError
 from twinline.study.grid import read_grid
 from twinline.study.plan import run_grid
@@ -69,6 +70,21 @@ def test_what_no_run_reads_is_not_asked_for(grid: Path, tmp_path: Path) -> None:
     only = only.replace("sources: [builtin]", "sources: [qqp]")
     grid.write_text(only + "arms:\n  - {name: softmax-full, poolings: [mean]}\n")
     assert run_grid(grid, tmp_path / "results", tmp_path / "work") == ["softmax-full-mean-0"]
+
+
+def test_arms_run_that_few_grids_have(grid: Path, tmp_path: Path) -> None:
+    """Nothing but repeated sentences, states drawn to a twin's without vectors, a far branch that
+    was never there."""
+    text = grid.read_text().replace("train: {match: 1.0, ", "train: {")
+    text = text.replace("constructions: [context, repeat]", "constructions: [repeat]")
+    head = text.split("arms:")[0]
+    arm = ("{name: hybrid, label: near, poolings: [sentence], real: 64, "
+           "model: {block_size: 16, sentences: true, far: false}}")  # fmt: skip
+    late = "- {construction: context, lengths: [64], pairs: 12, similarity: late}"
+    grid.write_text(f"constructions: [repeat]\n{head}arms: [{arm}]\nvalidation:\n  {late}\n")
+    assert run_grid(grid, tmp_path / "results", tmp_path / "work") == ["near-sentence-0"]
+    (folder,) = (tmp_path / "work").glob("near-sentence-0-*/late-near-128")
+    assert not Encoder(folder).model.config.far
 
 
 def test_other_pairs_of_the_same_name_are_refused(tmp_path: Path) -> None:

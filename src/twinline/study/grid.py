@@ -199,7 +199,7 @@ class Grid:
     base: str = "all-MiniLM-L6-v2"
     """The encoder that every arm starts from."""
     data: str = "stsb"
-    """The pairs."""
+    """The pairs: stsb, mrpc or builtin, which have scores in all three splits."""
     carrier: str = "novels"
     """The prose that long pairs are made of."""
     train_carriers: tuple[str, ...] = ()

@@ -135,20 +135,19 @@ def run_search(path: Path, results: Path, work: Path, only: tuple[str, ...] = ()
         if name not in known:
             raise TwinlineError(f"{path} has no arm {name!r}; it has {', '.join(known)}.")
     folder = results / grid.name
-    files = {(arm, seed): folder / f"{arm.name}-{seed}.jsonl" for arm, seed in grid.runs()}
-    for (arm, seed), file in files.items():  # all of them before the first is trained
+    todo = []
+    for arm, seed in grid.runs():  # all of them are checked before the first is trained
+        file = folder / f"{arm.name}-{seed}.jsonl"
         lines = read_lines(file)
         if lines and lines[0].get("identity") != grid.identity(arm, seed):
             raise other_version(file)
-    todo = [
-        (arm, seed) for (arm, seed), file in files.items()
-        if not read_lines(file) and (not only or arm.name in only)
-    ]  # fmt: skip
-    for arm, seed in todo:
-        untrained(grid.recipe(arm, seed))
-    for arm, seed in todo:
+        if not lines and (not only or arm.name in only):
+            todo.append((arm, seed, file))
+    for arm in dict.fromkeys(arm for arm, _, _ in todo):
+        untrained(grid.recipe(arm, grid.seeds[0]))
+    for arm, seed, file in todo:
         lines = one_arm(grid, arm, seed, work)
-        write_whole(files[arm, seed], "".join(f"{json.dumps(one)}\n" for one in lines))
+        write_whole(file, "".join(f"{json.dumps(one)}\n" for one in lines))
     made = rows(grid, folder)
     written = published(results, grid.name)
     write_whole(written, json.dumps(made, indent=0) + "\n")
