@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     BertConfig,
-    BertForSequenceClassification,
+    BertForMaskedLM,
     BertModel,
     DistilBertConfig,
     DistilBertModel,
     PreTrainedModel,
     RobertaConfig,
-    RobertaForSequenceClassification,
+    RobertaForMaskedLM,
     RobertaModel,
     XLMRobertaConfig,
     XLMRobertaModel,
@@ -43,12 +43,12 @@ DISTIL = {"vocab_size": 24, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim"
 ORIGINALS = {
     "bert": (BertModel, BertConfig, {**SHAPE, "max_position_embeddings": 20}),
     "bert with a head": (
-        BertForSequenceClassification, BertConfig, {**SHAPE, "max_position_embeddings": 20}
+        BertForMaskedLM, BertConfig, {**SHAPE, "max_position_embeddings": 20}
     ),
     "relu": (BertModel, BertConfig, {**SHAPE, "hidden_act": "relu", "layer_norm_eps": 0.1}),
     "roberta": (RobertaModel, RobertaConfig, {**SHAPE, "max_position_embeddings": 22}),
     "roberta with a head": (
-        RobertaForSequenceClassification, RobertaConfig,
+        RobertaForMaskedLM, RobertaConfig,
         {**SHAPE, "max_position_embeddings": 22, "type_vocab_size": 1},
     ),
     "xlm-roberta": (

@@ -454,7 +454,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tiny: Encoder, tmp_path: Path) 
 
 
 def test_saving_leaves_other_peoples_files_alone(tiny: Encoder, tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "config.json").write_text("mine")
     with pytest.raises(TwinlineError, match="left alone"):
         tiny.save(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]

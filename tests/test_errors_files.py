@@ -1,6 +1,7 @@
 """Errors a user can mend, and files and folders that appear whole or not at all."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -56,7 +57,17 @@ def test_whole_folder_appears_only_at_the_end(tmp_path: Path) -> None:
     assert names(target.parent) == ["model"]
 
 
-OURS = '{"model_type": "twinline"}'
+def model_type(folder: Path) -> str:
+    return str(json.loads((folder / "config.json").read_text())["model_type"])
+
+
+def save(target: Path, *names: str, **options: bool) -> None:
+    """A model's config of our type, and other files, as a save writes them."""
+    with whole_folder(target, **options) as folder:
+        (folder / "config.json").write_text('{"model_type": "twinline"}')
+        for name in names:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("{}")
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, TwinlineError])
@@ -64,8 +75,7 @@ def test_whole_folder_leaves_the_old_one_on_any_error(
     tmp_path: Path, error: type[BaseException]
 ) -> None:
     target = tmp_path / "model"
-    with whole_folder(target) as folder:
-        (folder / "config.json").write_text(OURS)
+    save(target)
 
     def overwrite() -> None:
         with whole_folder(target) as folder:
@@ -74,49 +84,80 @@ def test_whole_folder_leaves_the_old_one_on_any_error(
 
     with pytest.raises(error):
         overwrite()
-    assert (target / "config.json").read_text() == OURS
+    assert model_type(target) == "twinline"
     assert names(tmp_path) == ["model"]
 
 
-def test_whole_folder_replaces_ours_whole(tmp_path: Path) -> None:
+def test_whole_folder_replaces_and_removes_what_it_wrote_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "model"
-    for name in ("first", "second"):
-        with whole_folder(target) as folder:
-            (folder / "config.json").write_text(OURS)
-            (folder / name).touch()
-    assert names(target) == ["config.json", "second"]
+    save(target, "modules.json", "1_Pooling/config.json", "2_Normalize/config.json")
+    (target / "1_Pooling" / "notes").touch()
+    (target / "thesis").touch()
+    save(target, "modules.json", "similarity.json")
+    assert names(target) == [
+        "1_Pooling",
+        "config.json",
+        "modules.json",
+        "similarity.json",
+        "thesis",
+    ]
+    assert names(target / "1_Pooling") == ["notes"]
     assert names(tmp_path) == ["model"]
-
-
-def test_whole_folder_leaves_a_foreign_folder_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis").write_text("years of work")
-    with pytest.raises(TwinlineError, match="not ours"), whole_folder(tmp_path):
-        pytest.fail("the block must not run")
-    assert names(tmp_path) == ["thesis"]
-    with whole_folder(tmp_path, replace=True) as folder:
-        (folder / "weights").touch()
-    assert names(tmp_path) == ["weights"]
 
 
 @pytest.mark.parametrize("config", ['{"model_type": "bert"}', '{"name": "my-app"}', "[]", "x"])
 def test_a_config_of_others_is_not_ours(tmp_path: Path, config: str) -> None:
     (tmp_path / "config.json").write_text(config)
-    with pytest.raises(TwinlineError, match="not ours"), whole_folder(tmp_path):
-        pytest.fail("the block must not run")
-    with pytest.raises(TwinlineError, match="not ours"):
+    (tmp_path / "thesis").write_text("years of work")
+    with pytest.raises(TwinlineError, match=r"config\.json that Twinline did not write.*overwrite"):
+        save(tmp_path, "modules.json")
+    with pytest.raises(TwinlineError, match="did not write"):
         files.output_folder(tmp_path, "output")
+    assert names(tmp_path) == ["config.json", "thesis"]
+    assert (tmp_path / "config.json").read_text() == config
+    assert files.output_folder(tmp_path, "output", overwrite=True) == tmp_path
+    save(tmp_path, overwrite=True)
+    assert model_type(tmp_path) == "twinline"
+    assert names(tmp_path) == ["config.json", "thesis"]
+
+
+def test_a_list_of_files_never_leads_out_of_the_folder(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    save(target)
+    (tmp_path / "thesis").touch()
+    (target / "notes").touch()
+    config = json.loads((target / "config.json").read_text())
+    config["twinline"]["files"] += ["../thesis", "notes", 5, str(tmp_path / "thesis")]
+    (target / "config.json").write_text(json.dumps(config))
+    save(target)
+    assert names(tmp_path) == ["model", "thesis"]
+    assert names(target) == ["config.json", "notes"]
+
+
+def test_a_file_where_a_folder_is_needed_is_told_before_anything_moves(tmp_path: Path) -> None:
+    save(tmp_path, "modules.json")
+    (tmp_path / "1_Pooling").write_text("mine")
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(TwinlineError, match="1_Pooling is a file where a folder"):
+        save(tmp_path, "1_Pooling/config.json", overwrite=True)
+    assert (tmp_path / "config.json").read_bytes() == before
+    assert (tmp_path / "1_Pooling").read_text() == "mine"
 
 
 def test_only_our_work_is_removed(tmp_path: Path) -> None:
     work = files.work_folder(tmp_path / "m")
     (work / "transfer").mkdir(parents=True)
     (work / "checkpoint.pt").touch()
-    (work / "thesis").touch()
-    with pytest.raises(TwinlineError, match="in the way"):
-        files.work_folder(tmp_path / "m")
-    files.remove_work(work)
-    assert names(work) == ["thesis"]
-    (work / "thesis").unlink()
+    (work / "transfer" / ".checkpoint.pt.partial-7").touch()  # a kill left it
+    assert files.work_folder(tmp_path / "m") == work
+    for theirs in (work / "thesis", work / "transfer" / "thesis"):
+        theirs.parent.mkdir(parents=True, exist_ok=True)
+        theirs.touch()
+        with pytest.raises(TwinlineError, match="in the way"):
+            files.work_folder(tmp_path / "m")
+        files.remove_work(work)
+        assert files.files_below(work) == [str(theirs.relative_to(work))]
+        theirs.unlink()
     files.remove_work(work)
     assert names(tmp_path) == []
 
@@ -130,23 +171,26 @@ def test_whole_folder_takes_an_empty_folder_and_follows_a_link(tmp_path: Path) -
     assert names(tmp_path / "real") == ["weights"]
 
 
-def test_whole_folder_puts_the_old_one_back_if_the_move_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("failing_move", range(1, 4))
+def test_whole_folder_puts_the_old_one_back_if_a_move_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_move: int
 ) -> None:
     target = tmp_path / "model"
-    target.mkdir()
-    (target / "config.json").write_text(OURS)
-    replace = os.replace
+    save(target, "modules.json", "2_Normalize/config.json")
+    (target / "thesis").touch()
+    before = {name: (target / name).read_bytes() for name in files.files_below(target)}
+    replace, moves = os.replace, []
 
     def failing(source: Path, destination: Path) -> None:
-        if "partial" in Path(source).name:
+        moves.append(source)
+        if len(moves) == failing_move:
             raise OSError(errno.ENOSPC, "No space left on device")
         replace(source, destination)
 
     monkeypatch.setattr(files.os, "replace", failing)
-    with pytest.raises(TwinlineError, match="no space is left"), whole_folder(target):
-        pass
-    assert (target / "config.json").read_text() == OURS
+    with pytest.raises(TwinlineError, match="no space is left"):
+        save(target, "modules.json", "similarity.json")
+    assert {name: (target / name).read_bytes() for name in files.files_below(target)} == before
     assert names(tmp_path) == ["model"]
 
 

@@ -9,7 +9,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 import twinline
-from twinline.batching import load_tokenizer
 from twinline.conversion import convert
 from twinline.encoder import Encoder
 from twinline.errors import TwinlineError
@@ -25,6 +24,7 @@ from twinline.sentences import (
     words,
 )
 from twinline.sources import find_model
+from twinline.tokenization import load_tokenizer
 
 MINILM = "all-MiniLM-L6-v2"
 

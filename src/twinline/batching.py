@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,26 +25,6 @@ CACHED_TOKENS = 2048
 batches are slower there, and pad more."""
 WINDOW_TEXTS, WINDOW_CHARACTERS = 4096, 4_000_000
 """How much of an iterable is read ahead, to sort it by length."""
-
-
-def load_tokenizer(folder: str | Path) -> Any:
-    """The folder's tokenizer, with no length limit and no truncation of its own left in it."""
-    from transformers import AutoTokenizer
-    from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(": ")
-        raise TwinlineError(f"{folder} has no tokenizer that can be read: {reason}.") from error
-    # Many checkpoints ship a stored truncation (all-MiniLM-L6-v2's is 128 tokens) that other
-    # programs would apply without a word.
-    tokenizer.model_max_length = VERY_LARGE_INTEGER
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        backend.no_truncation()
-        backend.no_padding()
-    return tokenizer
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

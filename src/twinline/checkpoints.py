@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import TwinlineError
+from .ownership import check_one_save
 from .sources import read_json
 
 
@@ -73,24 +76,58 @@ CONVERTIBLE = {
 }
 
 
+BODY = re.compile(r"\.layers?\.\d+\.|^layers\.\d+\.|embeddings\.\w+\.(weight|bias)$")
+"""Names of tensors inside an encoder: its layers and embeddings, not a task's head."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights: those that transformers would read.
+
+    Raises: TwinlineError if there are none, one of several is missing, or it is not clear which.
+    """
+    for whole in (folder / "model.safetensors", folder / "pytorch_model.bin"):
+        index = whole.with_name(whole.name + ".index.json")
+        if whole.is_file():
+            return [whole]
+        if index.is_file():
+            places = read_json(index).get("weight_map") or {}
+            shards = sorted({folder / str(name) for name in places.values()})
+            if missing := [shard.name for shard in shards if not shard.is_file()]:
+                raise TwinlineError(
+                    f"{folder} lacks {missing[0]}, which {index.name} names: copy all of its files."
+                )
+            return shards
+        others = [file for file in folder.glob(f"*{whole.suffix}") if whole.suffix != ".bin"]
+        others = sorted(file for file in others if file.name != "similarity.safetensors")
+        if len(others) > 1:
+            raise TwinlineError(
+                f"{folder} holds several weight files ({', '.join(f.name for f in others[:3])}) "
+                "and no model.safetensors: keep the model's own."
+            )
+        if others:
+            return others
+    raise TwinlineError(f"{folder} holds no weights (model.safetensors).")
+
+
 def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, in fp32, without a task head's prefix."""
+    """All tensors of a checkpoint, in fp32, without a task head's prefix.
+
+    Raises: TwinlineError if they cannot be read, or are of another save than their configuration.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    files = sorted(folder.glob("*.safetensors"))
-    legacy = folder / "pytorch_model.bin"
+    check_one_save(folder)
+    tensors: dict[str, Tensor] = {}
     try:
-        tensors: dict[str, Tensor] = {}
-        for file in files:
-            tensors |= load_file(file)
-        if not files and legacy.is_file():
-            tensors = torch.load(legacy, map_location="cpu", weights_only=True)
+        for file in weight_files(folder):
+            if file.suffix == ".bin":
+                tensors |= torch.load(file, map_location="cpu", weights_only=True)
+            else:
+                tensors |= load_file(file)
     except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TwinlineError(f"The weights in {folder} cannot be read: {reason}") from error
-    if not tensors:
-        raise TwinlineError(f"{folder} holds no weights (model.safetensors).")
     # Old checkpoints, google-bert/bert-base-uncased among them, call a norm's weights by Greek.
     old = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
     found = {}
@@ -99,6 +136,82 @@ def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
             name = name.replace(theirs, ours)
         found[name.removeprefix(prefix)] = tensor.float()
     return found
+
+
+def check_tensors(
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    folder: Path,
+    new: str = "$^",
+    body: re.Pattern[str] = BODY,
+) -> None:
+    """Refuse a checkpoint that is not of its configuration's architecture.
+
+    Args:
+        missing: names of tensors that the model has and the checkpoint has not.
+        unexpected: the other way round.
+        new: a pattern of the names that may be missing.
+        body: a pattern of the names that may not be unexpected; heads of other tasks may.
+    Raises: TwinlineError naming the first tensors of each.
+    """
+    lacking = sorted(name for name in missing if not re.search(new, name))
+    if lacking:
+        raise TwinlineError(
+            f"The checkpoint {folder} lacks {len(lacking)} of the model's tensors "
+            f"({', '.join(lacking[:3])}), which would be random numbers: save the model again."
+        )
+    if extra := sorted(name for name in unexpected if body.search(name)):
+        raise TwinlineError(
+            f"The checkpoint {folder} holds {len(extra)} tensors that its configuration has no "
+            f"place for ({', '.join(extra[:3])}): restore the config.json that belongs to it."
+        )
+
+
+def load_classifier(folder: Path, purpose: str, **options: Any) -> Any:
+    """A classifier of transformers with one output, in fp32 and eval mode.
+
+    Args:
+        purpose: what the model is wanted as, for messages.
+        options: with ``num_labels=1`` the head is a new one and may be missing.
+    Raises: TwinlineError if it cannot be read, lacks tensors, or has several outputs.
+    """
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    check_one_save(folder)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing is told below, in one sentence
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            str(folder), dtype=torch.float32, output_loading_info=True, **options
+        )
+    except Exception as error:  # transformers, torch and safetensors raise kinds of their own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TwinlineError(f"The model {folder} cannot be {purpose}: {reason}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    head = rf"^(?!{re.escape(model.base_model_prefix)}\.)|\.pooler\."
+    check_tensors(info["missing_keys"], info["unexpected_keys"], folder, head if options else "$^")
+    if model.config.num_labels != 1:
+        raise TwinlineError(
+            f"The cross-encoder {folder} has {model.config.num_labels} outputs; a teacher of "
+            "scores needs one."
+        )
+    return model.eval()
+
+
+def longest_input(model: Any) -> int | None:
+    """The longest input of a model of transformers, in tokens; None if it has no such limit.
+
+    Families that number positions behind the padding token's (RoBERTa's, MPNet) leave the first
+    rows of their table unused; their position embeddings say so.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            return int(module.num_embeddings) - unused
+    limit: int | None = getattr(model.config, "max_position_embeddings", None)
+    return limit
 
 
 def stock_pooling(folder: Path, wanted: str | None = None) -> dict[str, Any]:

@@ -32,12 +32,20 @@ app = App(
 )
 
 Dtype = Literal["float32", "bfloat16", "int8", "auto"]
+Overwrite = Annotated[
+    bool, Parameter(negative=(), help="Replace files in OUTPUT that Twinline did not write.")
+]
 
 app.command(study)
 
 
 @app.command
-def convert(output: Path, *, recipe: Annotated[ConvertRecipe | None, Flat] = None) -> None:
+def convert(
+    output: Path,
+    *,
+    recipe: Annotated[ConvertRecipe | None, Flat] = None,
+    overwrite: Overwrite = False,
+) -> None:
     """Give a pretrained encoder new attention, and transfer it on unlabelled text (--texts).
 
     Parameters
@@ -48,16 +56,21 @@ def convert(output: Path, *, recipe: Annotated[ConvertRecipe | None, Flat] = Non
     from .files import output_folder, remove_work, work_folder
     from .training import converted
 
-    folder = output_folder(output, "output")
+    folder = output_folder(output, "output", overwrite)
     work = work_folder(folder)
     encoder = converted(recipe or ConvertRecipe(), work)
-    encoder.save(folder)
+    encoder.save(folder, overwrite)
     remove_work(work)
     print(f"wrote {output}: {encoder.model.config.attention} attention, width {encoder.dimension}")
 
 
 @app.command
-def teach(output: Path, *, recipe: Annotated[TeachRecipe | None, Flat] = None) -> None:
+def teach(
+    output: Path,
+    *,
+    recipe: Annotated[TeachRecipe | None, Flat] = None,
+    overwrite: Overwrite = False,
+) -> None:
     """Fine-tune a cross-encoder on pairs: the teacher.
 
     Parameters
@@ -70,19 +83,25 @@ def teach(output: Path, *, recipe: Annotated[TeachRecipe | None, Flat] = None) -
     from .training import training_pairs
 
     options = recipe or TeachRecipe()
-    folder = output_folder(output, "output")
+    folder = output_folder(output, "output", overwrite)
     work = work_folder(folder)
     pairs, validation = training_pairs(options)
     run = run_teach(
-        options.base, pairs, folder, validation=validation, options=options.train, folder=work
-    )
+        options.base, pairs, folder, validation=validation, options=options.train, folder=work,
+        overwrite=overwrite,
+    )  # fmt: skip
     keep_log(work, folder)
     remove_work(work)
     print(f"wrote {output}" + best(run))
 
 
 @app.command
-def distill(output: Path, *, recipe: Annotated[DistillRecipe | None, Flat] = None) -> None:
+def distill(
+    output: Path,
+    *,
+    recipe: Annotated[DistillRecipe | None, Flat] = None,
+    overwrite: Overwrite = False,
+) -> None:
     """Convert an encoder, transfer its attention and distil a teacher into it.
 
     Parameters
@@ -93,17 +112,22 @@ def distill(output: Path, *, recipe: Annotated[DistillRecipe | None, Flat] = Non
     from .files import output_folder, remove_work, work_folder
     from .training import student
 
-    folder = output_folder(output, "output")
+    folder = output_folder(output, "output", overwrite)
     work = work_folder(folder)
     encoder, run = student(recipe or DistillRecipe(), work)
-    encoder.save(folder)
+    encoder.save(folder, overwrite)
     keep_log(work / "distill", folder)
     remove_work(work)
     print(f"wrote {output}" + best(run))
 
 
 @app.command
-def retrieval(output: Path, *, recipe: Annotated[RetrievalRecipe | None, Flat] = None) -> None:
+def retrieval(
+    output: Path,
+    *,
+    recipe: Annotated[RetrievalRecipe | None, Flat] = None,
+    overwrite: Overwrite = False,
+) -> None:
     """Train a student to find the long document that a question or an answer is about.
 
     Parameters
@@ -114,10 +138,10 @@ def retrieval(output: Path, *, recipe: Annotated[RetrievalRecipe | None, Flat] =
     from .files import output_folder, remove_work, work_folder
     from .training.retrieval import searcher
 
-    folder = output_folder(output, "output")
+    folder = output_folder(output, "output", overwrite)
     work = work_folder(folder)
     encoder, run = searcher(recipe or RetrievalRecipe(), work)
-    encoder.save(folder)
+    encoder.save(folder, overwrite)
     keep_log(work / "retrieval", folder)
     remove_work(work)
     found = "" if run.best is None else f": validation nDCG@10 {run.best:.4f} at {run.best_step}"
@@ -196,6 +220,7 @@ def encode(
     normalize: bool = False,
     dtype: Dtype = "float32",
     max_batch_tokens: int | None = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Vectors of texts, written as a NumPy file (texts, width).
 
@@ -220,17 +245,17 @@ def encode(
         this machine multiplies faster.
     max_batch_tokens
         Padded tokens in a batch; by default what suits the device.
+    overwrite
+        Replace the output if it is there.
     """
     import numpy as np
 
     from .data import read_texts
     from .encoder import Encoder
-    from .files import whole_file, writable_folder
+    from .files import output_file, whole_file
     from .progress import Progress
 
-    writable_folder(output.parent, "output")
-    if output.suffix != ".npy":
-        raise TwinlineError(f"output must be a .npy file, not {output}.")
+    output_file(output, ".npy", overwrite)
     encoder = Encoder(model, max_tokens=max_tokens, on_overflow=on_overflow, dtype=dtype)
     texts = encoder.encode_iter(
         read_texts(source), prompt=prompt, normalize_embeddings=normalize,
@@ -271,10 +296,10 @@ def inspect(
     limits
         Limits to report on, in tokens, special ones counted.
     """
-    from .batching import load_tokenizer
     from .data import read_texts
     from .inspection import inspection
     from .sources import find_model
+    from .tokenization import load_tokenizer
 
     print(inspection(read_texts(source), load_tokenizer(find_model(model)), limits))
 
@@ -295,6 +320,7 @@ def long_pairs(
     skip_longer: bool = False,
     limit: int | None = None,
     seed: int = 0,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Long pairs of exactly so many tokens, built from short ones and prose, as Parquet.
 
@@ -328,18 +354,18 @@ def long_pairs(
         The first so many pairs alone.
     seed
         Draws prose and places.
+    overwrite
+        Replace the output if it is there.
     """
-    from .batching import load_tokenizer
     from .data import load
     from .data.carriers import SPLITS, load_carrier
     from .data.long import long_pairs as build
     from .data.long import write_parquet
-    from .files import writable_folder
+    from .files import output_file
     from .sources import find_model
+    from .tokenization import load_tokenizer
 
-    writable_folder(output.parent, "output")
-    if output.suffix != ".parquet":
-        raise TwinlineError(f"output must be a .parquet file, not {output}.")
+    output_file(output, ".parquet", overwrite)
     pairs = load(data, split, scale=scale, columns=columns)
     if limit is not None:
         if limit < 1:

@@ -69,6 +69,7 @@ class TwinlineConfig(PreTrainedConfig):
         self.pad_token_id = pad_token_id
         self.position_table = position_table
         self.normalize = normalize
+        kwargs.pop("twinline", None)  # a save's id and files (``ownership``): not the model's
         for option in fields(ModelOptions):  # declared, with their meaning, in options.py
             setattr(self, option.name, kwargs.pop(option.name, option.default))
         self.pooling = self.pooling or "mean"

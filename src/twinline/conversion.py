@@ -24,16 +24,18 @@ from .attention.hybrid import read_sentences
 from .attention.linear import linear_attention
 from .attention.softmax import softmax_attention
 from .attention.spec import FAINT
-from .batching import ShuffledBatches, load_tokenizer, pad, token_ids
-from .checkpoints import CONVERTIBLE, read_tensors, stock_pooling
+from .batching import ShuffledBatches, pad, token_ids
+from .checkpoints import CONVERTIBLE, check_tensors, read_tensors, stock_pooling
 from .config import TwinlineConfig
 from .errors import TwinlineError
-from .files import fingerprint
+from .fingerprints import model_print, tokenizer_print
+from .hashing import fingerprint
 from .loop import Batch, Run, train
 from .model import TwinlineModel
 from .options import LoopOptions, ModelOptions, TransferOptions
 from .sentences import sentence_roles
-from .sources import find_model, read_config
+from .sources import find_model, is_cross_encoder, read_config
+from .tokenization import load_tokenizer
 
 TAKEN_OVER = (
     "vocab_size",
@@ -78,6 +80,11 @@ def convert(name_or_path: str | Path, attention: str = "linear", **options: Any)
             f"A model of type {kind!r} ({folder}) cannot be converted; those that can: "
             f"{', '.join(CONVERTIBLE)}, {TwinlineConfig.model_type}."
         )
+    if is_cross_encoder(folder):
+        raise TwinlineError(
+            f"{folder} is a cross-encoder, which reads two texts together and makes no vector: "
+            "score pairs with Teacher, or name a model that encodes one text."
+        )
     if source.get("position_embedding_type", "absolute") != "absolute":
         raise TwinlineError(f"{folder} has relative positions; only absolute ones are converted.")
     tensors = read_tensors(folder, names.prefix)
@@ -119,6 +126,7 @@ def convert(name_or_path: str | Path, attention: str = "linear", **options: Any)
             for ours in ("out", "attention_norm", "up", "down", "norm"):
                 name = f"{theirs}{getattr(names, ours)}.{part}"
                 state[f"layers.{i}.{ours}.{part}"] = take(name)
+    check_tensors((), tensors, folder)
     load_state(model, state, folder)
     tell_sentences(model, folder)
     model.train(False)
@@ -167,7 +175,8 @@ def load_model(folder: Path) -> TwinlineModel:
     from . import auto  # noqa: F401  so that transformers knows the folder's model type
 
     try:
-        model: TwinlineModel = TwinlineModel.from_pretrained(folder)
+        # Whatever dtype the file has: half precision is for encoding, chosen where it is loaded.
+        model: TwinlineModel = TwinlineModel.from_pretrained(folder, dtype=torch.float32)
     except TwinlineError:
         raise
     except (SafetensorError, UnpicklingError, OSError, RuntimeError, ValueError) as error:
@@ -221,11 +230,13 @@ def transfer(
     arXiv 2402.04347, sec. 4.2, matches weights instead). The pretrained weights do not change.
 
     Args:
+        model: weights in half precision are widened to float32 first.
         texts: unlabelled; tokenised with ``tokenizer`` or the one of ``model.name_or_path``.
         folder: checkpoints and ``metrics.jsonl``; a run found there goes on.
     Raises: TwinlineError if there is no text.
     """
     options = options or TransferOptions()
+    nn.Module.to(model, torch.float32)
     added = learned(model)
     maps = any("_map." in name for name in added)
     if not added or not options.steps:  # softmax, and linear with elu, relu or exp
@@ -280,7 +291,12 @@ def transfer(
                 weight_decay=0.0, checkpoint_every=options.checkpoint_every, seed=options.seed,
             ),
             folder=folder,
-            identity={"transfer": vars(options), "texts": fingerprint(texts)},
+            identity={
+                "transfer": vars(options),
+                "texts": fingerprint(texts),
+                "tokenizer": tokenizer_print(tokenizer),
+                "model": model_print(model),
+            },
             title=f"attention transfer ({model.config.attention})",
             show_progress=show_progress,
         )  # fmt: skip

@@ -7,6 +7,7 @@ Teacher, attention transfer and distillation run with fewer epochs than the reci
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from .data import Pairs, load
 from .encoder import Encoder
 from .errors import TwinlineError, require
 from .evaluate import against_labels, evaluate, predict
-from .files import writable_folder, write_whole
+from .files import whole_file, writable_folder, write_whole
 from .machine import describe
 from .options import DistillOptions, ModelOptions, TeachOptions, TransferOptions
+from .ownership import DEMO_FILES
 from .recipes import DistillRecipe
 from .sources import read_json
 from .statistics import paired_difference
@@ -65,7 +67,13 @@ def run_demo(output: str | Path, data: str | None = None) -> None:
     name, told = chosen(data)
     print(told, flush=True)
     card = folder / "demo.json"
-    if card.is_file() and read_json(card).get("data") != name:
+    found = read_json(card) if card.is_file() else None
+    data_of = found.get("data") if isinstance(found, dict) else None
+    if data_of is None and (
+        others := [file for file in DEMO_FILES if os.path.lexists(folder / file)]
+    ):
+        raise TwinlineError(f"{folder / others[0]} is in the demo's way: name another --output.")
+    if data_of not in (None, name):
         raise TwinlineError(f"{output} holds a demo on other data: name another --output.")
     write_whole(card, json.dumps({"data": name}) + "\n")
     budget = BUDGETS[name]
@@ -247,5 +255,6 @@ def picture(folder: Path) -> None:
     axes.set(xlabel="training pairs", ylabel="validation Pearson", title="Convergence")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(folder / "convergence.png", dpi=120)
+    with whole_file(folder / "convergence.png") as file:
+        figure.savefig(file, dpi=120, format="png")
     pyplot.close(figure)

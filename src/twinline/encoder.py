@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import TwinlineError
+from .fingerprints import encoder_print
 from .reading import Reader
 from .similarity import Ranked, ranking
 from .stored import Stored
@@ -19,8 +20,9 @@ class Encoder(Reader):
     """A twin encoder: a model, its tokenizer and its score head.
 
     Args:
-        model: a folder that ``save`` wrote, a ``TwinlineModel``, or any convertible encoder by path
-            or name (then with its own softmax attention).
+        model: a folder that ``save`` wrote, a ``TwinlineModel`` (one in half precision is widened
+            to float32), or any convertible encoder by path or name (then with its own softmax
+            attention).
         tokenizer: only for a ``TwinlineModel`` whose ``name_or_path`` holds none.
         similarity: "cosine", "dot", or a learned head: "dse" reads two vectors, "stca" and "late"
             what ``store`` keeps of a long text too, its blocks or its sentences; by default what
@@ -38,6 +40,11 @@ class Encoder(Reader):
             average their vectors: what is done with encoders that stop somewhere. None: whole.
     Raises: TwinlineError if the model cannot be found, read or converted, or holds a NaN.
     """
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that moves this encoder's scores, as it is now: see ``fingerprints``."""
+        return encoder_print(self)
 
     @torch.inference_mode()
     def similarity(self, a: Any, b: Any) -> Tensor:

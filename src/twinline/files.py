@@ -1,7 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -12,6 +11,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import TwinlineError
+from .hashing import fingerprint as fingerprint
+from .ownership import (
+    ALWAYS,
+    CONFIG,
+    LOG,
+    README,
+    WEIGHTS,
+    WORK_FILES,
+    files_below,
+    is_our_readme,
+    matches,
+    seal,
+    written_files,
+)
 
 _REASONS = {
     errno.ENOSPC: "no space is left on the device; free some or choose another place",
@@ -47,19 +60,36 @@ def writable_folder(path: str | Path, option: str) -> Path:
     return folder
 
 
-def output_folder(path: str | Path, option: str) -> Path:
-    """``writable_folder``, and refused now, not after the work, if others' files stand there.
+def output_folder(path: str | Path, option: str, overwrite: bool = False) -> Path:
+    """``writable_folder``, and refused now, not after the work, if the save would be.
 
     Raises:
-        TwinlineError: as ``writable_folder``, or ``whole_folder`` would refuse it.
+        TwinlineError: as ``writable_folder``, or files of others have the names of a model's.
     """
     folder = writable_folder(path, option)
-    _refuse_foreign(folder, replace=False)
+    standing = [name for name in (*ALWAYS, LOG) if os.path.lexists(folder / name)]
+    _refuse_foreign(folder, standing, overwrite)
     return folder
 
 
-WORK = {"checkpoint.pt", "metrics.jsonl", "transfer", "distill", "retrieval", "scores.sqlite"}
-"""All that a run keeps in its work folder."""
+def output_file(path: str | Path, suffix: str, overwrite: bool = False) -> Path:
+    """Say early whether a new file can be written at ``path``; makes nothing.
+
+    Raises:
+        TwinlineError: its name has another suffix, its folder cannot be written to, or a file
+            stands there and ``overwrite`` is false.
+    """
+    file = Path(path)
+    writable_folder(file.parent, "output")
+    if file.suffix != suffix:
+        raise TwinlineError(f"output must be a {suffix} file, not {file}.")
+    if file.is_dir():
+        raise TwinlineError(f"output: {file} is a folder; name a file.")
+    if os.path.lexists(file) and not overwrite:
+        raise TwinlineError(
+            f"output: {file} is there already; name another file, or add --overwrite to replace it."
+        )
+    return file
 
 
 def work_folder(output: Path) -> Path:
@@ -69,7 +99,8 @@ def work_folder(output: Path) -> Path:
         TwinlineError: a folder of that name holds something else.
     """
     work = output.with_name(output.name + ".work")
-    if work.exists() and not (work.is_dir() and {p.name for p in work.iterdir()} <= WORK):
+    others = [name for name in files_below(work) if not matches(name, WORK_FILES)]
+    if os.path.lexists(work) and (others or not work.is_dir()):
         raise TwinlineError(
             f"{work} is in the way of this run's checkpoints: move it, or name another output"
         )
@@ -77,37 +108,43 @@ def work_folder(output: Path) -> Path:
 
 
 def remove_work(work: Path) -> None:
-    """Remove a run's work folder, and nothing that a run did not put there."""
-    for name in WORK:
-        if (work / name).is_dir():
-            shutil.rmtree(work / name, ignore_errors=True)
-        else:
+    """Remove a run's files from its work folder, and the folders that are then empty."""
+    for name in files_below(work):
+        if matches(name, WORK_FILES):
             (work / name).unlink(missing_ok=True)
-    if work.is_dir() and not any(work.iterdir()):
-        work.rmdir()
+    _remove_empty([*work.glob("*/"), work])
 
 
 @contextmanager
-def whole_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield an empty folder that becomes ``path`` only when the block ends well.
+def whole_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder whose files are put into ``path`` when the block ends well.
 
-    On any error, an interrupt included, it is removed and what stood at ``path`` is as before.
-    A folder that stands there is replaced if it is empty, if it is one of ours (a twinline model
-    or a teacher), or if ``replace`` is true.
+    Files of the same names there are replaced if Twinline wrote them (``ownership``) or
+    ``overwrite`` is true; files of an earlier save that this one does not write are removed; all
+    others stay as they are. A ``README.md`` of others always stays. On any error, an interrupt
+    included, ``path`` is as it was before.
+
+    A model's weights are put in place first and its ``config.json`` last. Both carry the save's
+    id, so that what a kill leaves in between is refused when it is loaded.
 
     Raises:
-        TwinlineError: ``path`` is a file or somebody else's folder, or the block or the move
-            into place met an ``OSError``.
+        TwinlineError: ``path`` is a file, holds files of others with these names, or the block
+            or the moves into place met an ``OSError``.
     """
     target = _absolute(path)
-    partial = _beside(target, "partial")
+    partial = _staging(target)
     try:
-        _refuse_foreign(target, replace)
+        if os.path.lexists(target) and not target.is_dir():
+            raise TwinlineError(f"{target} is a file; name a folder instead.")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         yield partial
-        _move_over(partial, target)
+        if os.path.lexists(target / README) and not is_our_readme(target / README):
+            (partial / README).unlink(missing_ok=True)
+        _refuse_foreign(target, files_below(partial), overwrite)
+        seal(partial)
+        _move_in(partial, target)
     except TwinlineError:
         raise
     except OSError as error:
@@ -178,15 +215,6 @@ def into_marks(file: Path, mark: str, text: str) -> None:
         write_whole(file, before + begin + text + "\n" + end + after)
 
 
-def fingerprint(parts: Iterable[str | bytes]) -> str:
-    """A hash of texts in their order: equal for equal content on every machine."""
-    digest = hashlib.sha256()
-    for part in parts:
-        raw = part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass")
-        digest.update(len(raw).to_bytes(8, "little") + raw)
-    return digest.hexdigest()[:32]
-
-
 def _absolute(path: str | Path) -> Path:
     # Links are followed, so that the folder behind a link is exchanged and not the link.
     return Path(path).expanduser().resolve()
@@ -197,42 +225,81 @@ def _beside(target: Path, what: str) -> Path:
     return target.with_name(f".{target.name}.{what}-{os.getpid()}")
 
 
-def _refuse_foreign(target: Path, replace: bool) -> None:
+def _staging(target: Path) -> Path:
+    """Where a folder is written first: on the target's own file system, so that renames move it."""
+    name = f".{target.name}.partial-{os.getpid()}"
+    return target / name if os.path.ismount(target) else target.with_name(name)
+
+
+def _refuse_foreign(target: Path, names: list[str], overwrite: bool) -> None:
+    """Refuse to write files of these names over those of others, or through a file."""
+    ours = written_files(target)
+    for name in names:
+        above = [target / part for part in Path(name).parents if part.name]
+        if blocked := [place for place in above if os.path.lexists(place) and not place.is_dir()]:
+            raise TwinlineError(f"{blocked[0]} is a file where a folder is needed: move it.")
+        if (target / name).is_dir():
+            raise TwinlineError(f"{target / name} is a folder where a file is needed: move it.")
+        if os.path.lexists(target / name) and name not in ours and not overwrite:
+            raise TwinlineError(
+                f"{target} holds a {name} that Twinline did not write, and was left alone: name "
+                "another folder, or give overwrite=True (--overwrite) to replace it."
+            )
+
+
+def _move_in(partial: Path, target: Path) -> None:
+    """Put the files of ``partial`` into ``target``; on any error ``target`` is as before."""
     if not target.exists():
-        return
-    if not target.is_dir():
-        raise TwinlineError(f"{target} is a file; name a folder that is new or empty.")
-    if replace or _ours(target):
-        return
-    if any(target.iterdir()):
-        raise TwinlineError(
-            f"{target} holds files that are not ours and was left alone; name a folder that is "
-            "new or empty."
-        )
-
-
-def _ours(folder: Path) -> bool:
-    """Whether twinline wrote the folder: a model of its type, or a teacher's card."""
-    if (folder / "teacher.json").is_file():
-        return True
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") == "twinline"
-
-
-def _move_over(partial: Path, target: Path) -> None:
-    old = _beside(target, "old")
-    try:
-        if target.exists():
-            os.replace(target, old)
         os.replace(partial, target)
-    except BaseException:
-        if old.exists() and not target.exists():
-            os.replace(old, target)
-        raise
+        return
+    written = files_below(partial)
+    first = [name for name in written if matches(name, WEIGHTS)]
+    order = [*first, *(name for name in written if name not in (*first, CONFIG))]
+    stale = written_files(target) - {*written} if CONFIG in written else set()
+    order += [*sorted(stale), *(name for name in written if name == CONFIG)]
+    old = partial.with_name(partial.name.replace(".partial-", ".old-"))
     shutil.rmtree(old, ignore_errors=True)
+    replaced: list[str] = []
+    added: list[str] = []
+    try:
+        for name in order:
+            if os.path.lexists(target / name):
+                _set_aside(target / name, old / name)
+                replaced.append(name)
+            elif name not in stale:
+                added.append(name)
+            if name in stale:
+                (target / name).unlink(missing_ok=True)
+            else:
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(partial / name, target / name)
+    except BaseException:
+        for name in replaced:
+            os.replace(old / name, target / name)
+            (old / name).unlink(missing_ok=True)  # nothing is moved between two links to one file
+        for name in added:
+            (target / name).unlink(missing_ok=True)
+        _remove_empty([*old.glob("*/"), old, *((target / name).parent for name in added)])
+        raise
+    # What was replaced is kept until all is in place: a kill loses neither.
+    shutil.rmtree(old, ignore_errors=True)
+    _remove_empty({(target / name).parent for name in stale} - {target})
+
+
+def _set_aside(file: Path, place: Path) -> None:
+    """Keep a file at ``place`` too, so that it can be put back; no reader misses it meanwhile."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file, place, follow_symlinks=False)
+    except OSError:  # a file system without hard links
+        os.replace(file, place)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of ``folders`` that hold nothing."""
+    for folder in folders:
+        if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _remove_file(path: Path) -> None:

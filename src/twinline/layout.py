@@ -4,14 +4,18 @@ our own score head. Declared here and nowhere else."""
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from .errors import TwinlineError
 from .files import whole_folder
 from .model import TwinlineModel
+from .model_card import encoder_card
+from .ownership import README, marked
 from .pooling import POOLINGS
 from .similarity import SIMILARITIES
 from .sources import read_json
@@ -21,6 +25,19 @@ PROMPTS = "config_sentence_transformers.json"
 TRANSFORMER = "sentence_bert_config.json"
 HEAD_CONFIG = "similarity.json"
 HEAD_WEIGHTS = "similarity.safetensors"
+STOCK_SIMILARITIES = {None: "cosine", "cosine": "cosine", "dot": "dot", "dot_score": "dot"}
+"""sentence-transformers' names of similarities, and ours."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What sentence-transformers' files of a folder say of prompts."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    default: str | None = None
+    """The name of the prompt that stands before every text for which none is chosen."""
+    pooled: bool = True
+    """Whether a prompt's tokens are pooled with the text's."""
 
 
 def module(number: int, name: str, path: str) -> dict[str, Any]:
@@ -32,7 +49,7 @@ def module(number: int, name: str, path: str) -> dict[str, Any]:
     }
 
 
-def stock_files(model: TwinlineModel, prompts: dict[str, str], similarity: str) -> dict[str, Any]:
+def stock_files(model: TwinlineModel, prompts: Prompts, similarity: str) -> dict[str, Any]:
     """The JSON files by which ``SentenceTransformer(path)`` gives the vectors of ``Encoder``.
 
     Poolings it does not know are done in the model: its Transformer module then hands over
@@ -44,8 +61,8 @@ def stock_files(model: TwinlineModel, prompts: dict[str, str], similarity: str) 
     files: dict[str, Any] = {
         PROMPTS: {
             "model_type": "SentenceTransformer",
-            "prompts": prompts,
-            "default_prompt_name": None,
+            "prompts": prompts.texts,
+            "default_prompt_name": prompts.default,
             "similarity_fn_name": "dot" if similarity == "dot" else "cosine",
         }
     }
@@ -57,6 +74,7 @@ def stock_files(model: TwinlineModel, prompts: dict[str, str], similarity: str) 
             "pooling_mode_cls_token": stock == "cls",
             "pooling_mode_max_tokens": False,
             "pooling_mode_mean_sqrt_len_tokens": False,
+            "include_prompt": prompts.pooled,
         }
         output, name = "last_hidden_state", "token_embeddings"
     else:
@@ -80,34 +98,44 @@ def save_folder(
     tokenizer: Any,
     similarity: str,
     head: nn.Module,
-    prompts: dict[str, str],
+    prompts: Prompts,
+    overwrite: bool = False,
 ) -> None:
-    """Write the whole folder, or nothing under its name.
+    """Write the whole folder, or nothing under its name: see ``files.whole_folder``.
 
-    Raises: TwinlineError if the folder cannot be written or holds somebody else's files.
+    Raises: TwinlineError if the folder cannot be written, or holds a file with one of these names
+        that Twinline did not write and ``overwrite`` is false.
     """
     from safetensors.torch import save_file
 
-    with whole_folder(path) as folder:
+    with whole_folder(path, overwrite=overwrite) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         for name, content in stock_files(model, prompts, similarity).items():
             (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (folder / HEAD_CONFIG).write_text(json.dumps({"similarity": similarity}) + "\n")
         if weights := head.state_dict():
             save_file(weights, folder / HEAD_WEIGHTS)
+        (folder / README).write_text(marked(encoder_card(model, similarity)), encoding="utf-8")
 
 
 def load_head(folder: Path, width: int) -> tuple[str, nn.Module]:
-    """The folder's score head: its kind, and the module with its weights. Cosine if it has none."""
+    """The folder's score head: its kind, and the module with its weights.
+
+    Without one of ours, the similarity that sentence-transformers' files declare, else cosine.
+
+    Raises: TwinlineError if it is not known, or its weights cannot be read or do not fit.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    name, outputs = "cosine", 1
+    outputs = 1
     if (folder / HEAD_CONFIG).is_file():
-        name = read_json(folder / HEAD_CONFIG).get("similarity")
-    if name not in SIMILARITIES:
+        name = read_object(folder / HEAD_CONFIG).get("similarity")
+    else:
+        name = declared_similarity(folder)
+    if not isinstance(name, str) or name not in SIMILARITIES:
         raise TwinlineError(
             f"{folder / HEAD_CONFIG} names the similarity {name!r}; known: "
             f"{', '.join(SIMILARITIES)}."
@@ -125,13 +153,72 @@ def load_head(folder: Path, width: int) -> tuple[str, nn.Module]:
         raise TwinlineError(
             f"{folder / HEAD_WEIGHTS} does not fit the {name!r} head: save the model again."
         ) from error
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in head.state_dict().values()):
+        raise TwinlineError(f"{folder / HEAD_WEIGHTS} holds NaN or infinity: save the model again.")
     return name, head.eval()
 
 
-def load_prompts(folder: Path) -> dict[str, str]:
-    """The prompts that sentence-transformers' configuration in the folder declares."""
+def declared_similarity(folder: Path) -> str:
+    """The similarity that sentence-transformers' files in the folder declare; cosine without any.
+
+    Raises: TwinlineError if it is none that Twinline has.
+    """
     file = folder / PROMPTS
-    if not file.is_file():
-        return {}
-    prompts = read_json(file).get("prompts") or {}
-    return {name: text for name, text in prompts.items() if text}
+    name = read_object(file).get("similarity_fn_name") if file.is_file() else None
+    if name not in STOCK_SIMILARITIES:
+        raise TwinlineError(
+            f"{file} declares the similarity {name!r}, which Twinline does not have: give "
+            f"similarity= ({', '.join(SIMILARITIES)})."
+        )
+    return STOCK_SIMILARITIES[name]
+
+
+def load_prompts(folder: Path) -> Prompts:
+    """What sentence-transformers' files in the folder say of prompts.
+
+    Raises: TwinlineError if the default prompt is none of those declared, or a width for vectors is
+        declared, which is ``encode``'s to choose.
+    """
+    file = folder / PROMPTS
+    declared = read_object(file) if file.is_file() else {}
+    texts = declared.get("prompts") or {}
+    default = declared.get("default_prompt_name")
+    if not isinstance(texts, dict) or (default is not None and default not in texts):
+        raise TwinlineError(
+            f"{file} names the default prompt {default!r}, which is not among its prompts "
+            f"({', '.join(texts) or 'none'}): correct it there."
+        )
+    if declared.get("truncate_dim") is not None:
+        raise TwinlineError(
+            f"{file} declares truncate_dim={declared['truncate_dim']}: remove it there, and give "
+            "truncate_dim to encode."
+        )
+    pooled = all(
+        read_object(pooling).get("include_prompt", True)
+        for pooling in folder.glob("[0-9]_Pooling/config.json")
+    )
+    kept = {name: text for name, text in texts.items() if text}
+    return Prompts(kept, default if default in kept else None, bool(pooled))
+
+
+def check_prompts(folder: Path) -> None:
+    """Refuse a cross-encoder whose files put a prompt before every text.
+
+    Raises: TwinlineError naming the file.
+    """
+    if load_prompts(folder).default is not None:
+        raise TwinlineError(
+            f"{folder / PROMPTS} declares a default prompt, which Twinline does not put before the "
+            "texts of a cross-encoder: remove it there."
+        )
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON file's object.
+
+    Raises: TwinlineError if it cannot be read or holds anything else.
+    """
+    found = read_json(file)
+    if not isinstance(found, dict):
+        raise TwinlineError(f"{file} holds no JSON object: restore the file.")
+    return found

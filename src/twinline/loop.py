@@ -25,9 +25,11 @@ from torch import Tensor, nn
 
 from .ahead import in_order
 from .errors import TwinlineError
-from .files import fingerprint, writable_folder, write_whole
+from .files import writable_folder, write_whole
+from .fingerprints import weights_print
 from .machine import keep_memory
 from .options import LoopOptions
+from .ownership import LOG, is_log
 from .progress import Progress
 
 Weights = dict[str, Tensor]
@@ -143,7 +145,7 @@ def train(
         keep_memory()
     wrapped, optim = accelerator.prepare(module, optimiser(module, options, factors))
     kept = time.monotonic()
-    identity = {"options": deciding(options), "start": weights_of(module), **(identity or {})}
+    identity = {"options": deciding(options), "start": weights_print(module), **(identity or {})}
     keeper = Keeper(folder, module, optim, identity) if folder else None
     run, best = keeper.resume() if keeper else (Run(), None)
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -230,12 +232,6 @@ def multiplied(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def weights_of(module: nn.Module) -> str:
-    """A fingerprint of all of a module's weights."""
-    tensors = (tensor.detach().cpu().contiguous() for tensor in module.state_dict().values())
-    return fingerprint(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in tensors)
-
-
 def trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The trainable parameters, by name: all that a loop changes."""
     return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
@@ -261,6 +257,10 @@ def held(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+CHECKPOINT = {"identity", "run", "log", "last", "best", "optimiser"}
+"""What a checkpoint holds."""
+
+
 class Keeper:
     """Writes and reads a run's folder.
 
@@ -277,6 +277,9 @@ class Keeper:
 
     def resume(self) -> tuple[Run, Weights | None]:
         """The run as its checkpoint has it, and its best weights; a new one if there is none."""
+        log = self.folder / LOG
+        if log.exists() and not is_log(log):
+            raise TwinlineError(f"{log} is no log of Twinline: move it, or name another folder.")
         if not self.checkpoint.exists():
             return Run(), None
         try:
@@ -286,6 +289,10 @@ class Keeper:
             raise TwinlineError(
                 f"{self.checkpoint} cannot be read ({reason}): remove it to start again."
             ) from error
+        if not isinstance(kept, dict) or not kept.keys() >= CHECKPOINT:
+            raise TwinlineError(
+                f"{self.checkpoint} is no checkpoint of Twinline: name another folder."
+            )
         ours, theirs = self.identity, kept["identity"]
         if keys := sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)):
             raise TwinlineError(
@@ -309,4 +316,4 @@ class Keeper:
         torch.save(whole, buffer)
         write_whole(self.checkpoint, buffer.getvalue())
         lines = "".join(json.dumps(line) + "\n" for line in whole["log"])
-        write_whole(self.folder / "metrics.jsonl", lines)
+        write_whole(self.folder / LOG, lines)

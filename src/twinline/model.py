@@ -6,8 +6,10 @@ on the lines; ``b`` is batch, ``n`` length, ``h`` heads, ``d`` head_dim.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -23,9 +25,10 @@ from .attention.blocks import ends_of
 from .attention.folded import FoldedAttention
 from .attention.spec import real_first
 from .bysentence import SentencePooling
+from .checkpoints import check_tensors
 from .config import TwinlineConfig
-from .errors import TwinlineError
 from .local import Local
+from .ownership import check_one_save
 from .pooling import POOLINGS
 from .sentences import places_in_sentences, sentence_starts, words
 from .stca import Sentences
@@ -370,19 +373,20 @@ class TwinlineModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As in transformers, but a checkpoint that lacks a tensor is refused, not filled up.
+        """As in transformers, but a checkpoint that does not fit is refused, not filled up.
 
-        Raises: TwinlineError naming the missing tensors.
+        Raises: TwinlineError naming the tensors that are missing or have no place, or a file of
+            another save.
         """
+        if Path(path).is_dir():
+            check_one_save(Path(path))
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
-        if missing := sorted(info["missing_keys"]):
-            names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-            raise TwinlineError(
-                f"The checkpoint {path} lacks {len(missing)} of the model's tensors ({names}). "
-                "Save the model again, or use twinline.convert for a checkpoint of another kind."
-            )
+        check_tensors(info["missing_keys"], info["unexpected_keys"], path, body=re.compile(""))
+        if Path(path).is_dir():
+            # A relative path means another folder once the user has moved.
+            model.config.name_or_path = model.name_or_path = str(Path(path).absolute())
         return (model, info) if wants_info else model
 
     def memory_for(self, tokens: int) -> int:

@@ -19,7 +19,6 @@ from .batching import (
     CACHED_TOKENS,
     budget_batches,
     distinct,
-    load_tokenizer,
     pad,
     token_ids,
     windows,
@@ -28,13 +27,21 @@ from .capacity import check_characters, check_memory
 from .config import TwinlineConfig, one_of
 from .conversion import convert, load_model
 from .errors import TwinlineError
-from .layout import load_head, load_prompts, save_folder
+from .layout import (
+    HEAD_CONFIG,
+    Prompts,
+    declared_similarity,
+    load_head,
+    load_prompts,
+    save_folder,
+)
 from .model import TwinlineModel
 from .precision import check_dtype, fastest, to_int8
 from .progress import Progress
 from .similarity import SIMILARITIES
 from .sources import find_model, read_config
 from .stored import Stored, block_states, joined, sentence_states
+from .tokenization import check_tokenizer, load_tokenizer
 from .windows import Windows, averages, cut
 
 GPU_TOKENS = 262_144
@@ -109,6 +116,7 @@ class Reader:
         folder: Path | None = None
         if isinstance(model, TwinlineModel):
             self.model = model
+            nn.Module.to(model, torch.float32)
             if tokenizer is None:
                 if not model.name_or_path:
                     raise TwinlineError("This model came from no folder: give its tokenizer too.")
@@ -119,13 +127,21 @@ class Reader:
                 self.model = load_model(folder)
             else:
                 self.model = convert(folder, attention="softmax")
-        self.tokenizer = tokenizer or load_tokenizer(folder or "")
+        if tokenizer is None:
+            self.tokenizer = load_tokenizer(folder or "")
+        else:
+            self.tokenizer = tokenizer
+            check_tokenizer(tokenizer, self.model.config.to_dict(), "this model")
         width = self.model.config.projection_dim
-        self.prompts: dict[str, str] = load_prompts(folder) if folder else {}
+        prompts = load_prompts(folder) if folder else Prompts()
+        self.prompts: dict[str, str] = prompts.texts
+        self.default_prompt_name, self.prompts_are_pooled = prompts.default, prompts.pooled
         if similarity is not None:
             one_of("similarity", similarity, SIMILARITIES)
         name, head = "cosine", None
-        if folder and not isinstance(model, TwinlineModel):
+        if folder and isinstance(model, TwinlineModel):
+            name = declared_similarity(folder) if similarity is None else similarity
+        elif folder and (similarity is None or (folder / HEAD_CONFIG).is_file()):
             name, head = load_head(folder, width)
         if head is None or similarity not in (None, name):  # another than the folder's is new
             name = similarity or name
@@ -195,18 +211,26 @@ class Reader:
         self.head.eval()
         return self
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write a folder that ``Encoder``, ``AutoModel`` and ``SentenceTransformer`` read.
 
-        Raises: TwinlineError if it cannot be written, nothing half-written is left; or if this
-            encoder holds rounded weights.
+        In a folder that is there already, only files that Twinline wrote are replaced.
+
+        Args:
+            overwrite: also replace files of the same names that Twinline did not write.
+        Raises: TwinlineError if it cannot be written, and then the folder is as before; if a file
+            of others would be replaced; or if this encoder holds rounded weights.
         """
         if self.dtype != "float32":
             raise TwinlineError(
                 f"This encoder holds its weights in {self.dtype}: save one with dtype float32 "
                 "and choose the dtype where it is loaded."
             )
-        save_folder(path, self.model, self.tokenizer, self.similarity_name, self.head, self.prompts)
+        default = self.default_prompt_name if self.default_prompt_name in self.prompts else None
+        prompts = Prompts(self.prompts, default, self.prompts_are_pooled)
+        save_folder(
+            path, self.model, self.tokenizer, self.similarity_name, self.head, prompts, overwrite
+        )
 
     def tokenize(
         self, texts: Sequence[str], on_overflow: str | None = None, first: int = 1
@@ -465,16 +489,29 @@ class Reader:
         return made[torch.tensor(which, dtype=torch.long, device=self.device)]
 
     def prompt(self, name: str | None, prompt: str | None) -> str:
-        """The text to put before each input.
+        """The text to put before each input: the prompt, that of this name, or the default one.
 
         Raises: TwinlineError for a name that is not among ``prompts``.
         """
-        if prompt is not None or name is None:
-            return prompt or ""
-        if name not in self.prompts:
+        if name is None:
+            before = self.default_prompt_text
+        elif name in self.prompts:
+            before = self.prompts[name]
+        else:
             known = ", ".join(self.prompts) or "none"
             raise TwinlineError(f"There is no prompt named {name!r}; this model has: {known}.")
-        return self.prompts[name]
+        before = before if prompt is None else prompt
+        if before and not self.prompts_are_pooled:
+            raise TwinlineError(
+                "This model leaves its prompts out of the pooling (include_prompt is false), which "
+                "Twinline does not do: encode with prompt='', or with sentence-transformers."
+            )
+        return before
+
+    @property
+    def default_prompt_text(self) -> str:
+        """What stands before every text for which no prompt is chosen."""
+        return self.prompts.get(self.default_prompt_name or "", "")
 
     def encode_query(self, inputs: str | Sequence[str], **options: Any) -> Any:
         """``encode`` with the prompt "query", where the model has one."""

@@ -54,14 +54,14 @@ def find_model(name: str | Path) -> Path:
             raise TwinlineError(
                 f"The model folder {name} has no config.json: name a folder that save() wrote."
             )
-        return path
+        return path.absolute()  # a relative path means another folder once the user has moved
     if path.exists():
         raise TwinlineError(f"The model path {name} is a file: name the folder that holds it.")
     if path.is_absolute() or str(name).startswith((".", "~")):
         raise TwinlineError(f"There is no model folder {name}: check the path.")
     tried = [f"the path {name}"]
     if data := os.environ.get("TWINLINE_DATA"):
-        inside = Path(data).expanduser() / str(name)
+        inside = Path(data).expanduser().absolute() / str(name)
         if (inside / "config.json").is_file():
             return inside
         tried.append(f"TWINLINE_DATA ({inside})")
@@ -106,6 +106,12 @@ def find_model(name: str | Path) -> Path:
         tried.append("the hub (no answer, or no such model)")
     told = "; ".join(tried)
     raise TwinlineError(f"No model {str(name)!r} was found; tried {told}. Please {remedy}.")
+
+
+def is_cross_encoder(folder: Path) -> bool:
+    """Whether a folder's model reads two texts together: a classifier of transformers'."""
+    names = read_config(folder).get("architectures")
+    return any("SequenceClassification" in str(name) for name in names or [])
 
 
 def read_config(folder: Path) -> dict[str, Any]:

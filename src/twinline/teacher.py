@@ -17,21 +17,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .batching import budget_batches, load_tokenizer, pad
+from .batching import budget_batches, pad
 from .cache import Pair, ScoreCache
+from .checkpoints import load_classifier, longest_input
 from .config import TwinlineConfig
 from .encoder import Encoder
 from .errors import TwinlineError
-from .files import fingerprint, whole_folder
-from .loop import weights_of
+from .files import whole_folder
+from .fingerprints import cross_encoder_print
+from .hashing import fingerprint
+from .layout import check_prompts
+from .ownership import CARD, is_card
 from .progress import Progress
 from .similarity import Ranked, ranking
 from .sources import find_model, read_config, read_json
 from .text import clean_text
+from .tokenization import load_tokenizer
 
 Scale = str | tuple[float, float]
 Scores = NDArray[np.float64]
-CARD = "teacher.json"
 OVERFLOW = ("error", "warn", "truncate", "windows")
 MAX_BATCH_TOKENS = 8192
 CHUNK = 1024
@@ -92,14 +96,6 @@ def pad_rows(
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def positions_of(config: Any) -> int | None:
-    """The longest input of a model of transformers, in tokens; None if it has no such limit."""
-    positions: int | None = getattr(config, "max_position_embeddings", None)
-    if positions and config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= config.pad_token_id + 1  # the table's first rows are no positions
-    return positions
-
-
 class CrossEncoderScorer:
     """A sequence classifier with one output that reads both texts together.
 
@@ -110,18 +106,18 @@ class CrossEncoderScorer:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, scale: Scale, on_overflow: str = "error", print_: str = ""
+        self, model: Any, tokenizer: Any, scale: Scale, on_overflow: str = "error"
     ) -> None:
         self.model, self.tokenizer, self.scale = model, tokenizer, scale
-        self.on_overflow, self.print_ = on_overflow, print_
-        self.limit = positions_of(model.config)
+        self.on_overflow = on_overflow
+        self.limit = longest_input(model)
         # As the tokenizer would by itself: RoBERTa's, for one, makes no token types.
         self.types = "token_type_ids" in tokenizer.model_input_names
 
     @property
     def fingerprint(self) -> str:
-        """Of the folder it was loaded from."""
-        return self.print_
+        """Of the model as it is now: it may have been trained on since."""
+        return cross_encoder_print(self.model, self.tokenizer, self.limit, self.on_overflow)
 
     @classmethod
     def load(
@@ -131,25 +127,10 @@ class CrossEncoderScorer:
 
         Raises: TwinlineError if it cannot be read or has several outputs.
         """
-        from transformers import AutoModelForSequenceClassification
-
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                str(folder), dtype=torch.float32
-            )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise TwinlineError(f"The cross-encoder {folder} cannot be read: {error}") from error
-        if model.config.num_labels != 1:
-            raise TwinlineError(
-                f"The cross-encoder {folder} has {model.config.num_labels} outputs; a teacher of "
-                "scores needs one."
-            )
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-        kinds = (".json", ".txt", ".model", ".safetensors", ".bin")
-        files = sorted(file for file in folder.iterdir() if file.suffix in kinds)
-        contents = [file.read_bytes() for file in files if file.name != CARD]
-        print_ = fingerprint(["cross-encoder", on_overflow, str(scale), *contents])
-        return cls(model, load_tokenizer(folder), scale, on_overflow, print_)
+        model = load_classifier(folder, "read as a cross-encoder")
+        check_prompts(folder)
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(model, load_tokenizer(folder), scale, on_overflow)
 
     def __call__(self, pairs: Sequence[Pair]) -> Scores:
         rows = pair_rows(self.tokenizer, pairs)
@@ -234,12 +215,7 @@ class TwinScorer:
     @property
     def fingerprint(self) -> str:
         """Of the encoder as it is now: it may have been trained on since."""
-        encoder = self.encoder
-        tokenizer = encoder.tokenizer.backend_tokenizer.to_str()
-        reads = f"{encoder.similarity_name} {encoder.max_tokens} {encoder.on_overflow}"
-        config = encoder.model.config.to_json_string()
-        weights = weights_of(encoder.model), weights_of(encoder.head)
-        return fingerprint(["twin", reads, str(self.scale), config, tokenizer, *weights])
+        return self.encoder.fingerprint
 
     def __call__(self, pairs: Sequence[Pair]) -> Scores:
         scores = self.encoder.score([a for a, _ in pairs], [b for _, b in pairs])
@@ -288,8 +264,11 @@ class Teacher:
 
     @property
     def fingerprint(self) -> str:
-        """Of everything that its scores depend on: what the cache is keyed by."""
-        return fingerprint([str(self.both_orders), *(s.fingerprint for s in self.scorers)])
+        """Of all that moves its scores, and of nothing else: what the cache is keyed by."""
+        turned = self.both_orders and not all(map(symmetric, self.scorers))
+        scales = ((0.0, 1.0) if s.scale == "unit" else s.scale for s in self.scorers)
+        each = (f"{s.fingerprint} {scale}" for s, scale in zip(self.scorers, scales, strict=True))
+        return fingerprint([str(turned), *sorted(each)])
 
     def add(self, source: str | Path | Encoder, declared: Any, fallback: Scale | None) -> None:
         """Take a source in; ``fallback`` is the scale of one that has none of its own."""
@@ -297,14 +276,13 @@ class Teacher:
             self.scorers.append(TwinScorer(source, check_scale(declared or "unit")))
             self.places.append(None)
             return
-        path = Path(source).expanduser()
+        path = Path(source).expanduser().absolute()
         if declared is None and (path / CARD).is_file():
-            card = read_json(path / CARD)
-            members = card.get("members") if isinstance(card, dict) else None
-            if not isinstance(members, list) or not all(map(is_member, members)):
+            if not is_card(path / CARD):
                 raise TwinlineError(f"{path / CARD} lists no members with a path and a scale.")
+            card = read_json(path / CARD)
             self.both_orders = self.both_orders and card.get("both_orders", True)
-            for member in members:
+            for member in card["members"]:
                 self.add_folder((path / member["path"]).resolve(), member["scale"], None)
             return
         self.add_folder(find_model(source), declared, fallback)
@@ -375,24 +353,24 @@ class Teacher:
         scores = self.predict([(query, document) for document in documents])
         return ranking(scores, documents, top_k, return_documents)
 
-    def save(self, path: str | Path) -> None:
-        """Write a folder with the teacher's card; its scorers stay where they are.
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write a teacher's card into a folder, which may hold a scorer, or anything else.
 
-        Raises: TwinlineError if a scorer was given as an object and so has no place.
+        The scorers stay where they are. One in the folder itself is found there wherever the
+        folder is moved to; others are found by their absolute path.
+
+        Raises: TwinlineError if a scorer was given as an object and so has no place, or the
+            folder has a ``teacher.json`` that Twinline did not write and ``overwrite`` is false.
         """
-        if None in self.places:
-            raise TwinlineError("Save the twin first and give its folder: a card needs paths.")
-        members = [
-            {"path": place, "scale": scorer.scale}
-            for place, scorer in zip(self.places, self.scorers, strict=True)
-        ]
-        with whole_folder(path) as folder:
+        target = Path(path).expanduser().resolve()
+        members = []
+        for place, scorer in zip(self.places, self.scorers, strict=True):
+            if place is None:
+                raise TwinlineError("Save the twin first and give its folder: a card needs paths.")
+            scorer_path = "." if Path(place).resolve() == target else place
+            members.append({"path": scorer_path, "scale": scorer.scale})
+        with whole_folder(path, overwrite=overwrite) as folder:
             write_card(folder, members, self.both_orders)
-
-
-def is_member(line: Any) -> bool:
-    """Whether a line of a teacher's card says where a scorer is and what its scale is."""
-    return isinstance(line, dict) and {"path", "scale"} <= line.keys()
 
 
 def symmetric(scorer: Scorer) -> bool:

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from twinline.batching import load_tokenizer, token_ids
+from twinline.batching import token_ids
 from twinline.cli import main
 from twinline.data import builtin_pairs
 from twinline.data.carriers import SPLITS, Carrier, load_carrier, of_split
 from twinline.data.long import CONSTRUCTIONS, NOTES, Builder, long_pairs
 from twinline.errors import TwinlineError
 from twinline.sources import find_model
+from twinline.tokenization import load_tokenizer
 
 LINES = ("The rain in the hills fell slowly over dark pines", "Nobody had seen the old ferry since",
          "We ought to leave before noon", "It was, however, quite another matter",

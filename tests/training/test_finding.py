@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from twinline.batching import load_tokenizer
 from twinline.conversion import convert
 from twinline.data import Pairs
 from twinline.data.carriers import Carrier
@@ -18,6 +17,7 @@ from twinline.errors import TwinlineError
 from twinline.options import FindOptions, LengthOptions
 from twinline.sources import find_model
 from twinline.statistics import pearson
+from twinline.tokenization import load_tokenizer
 from twinline.training.finding import (
     Library,
     Reader,

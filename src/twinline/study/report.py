@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import TwinlineError
 from ..files import into_marks, write_whole
+from ..sources import read_json
 from . import figures
 from .answer import conclusion, difference, overview
 from .costs import arm_part, cost_part, curve_part, growth_part, law_part
@@ -34,6 +35,8 @@ from .table import (
     unseen,
 )
 
+PAGE_TITLE = "Linear attention beyond 512 tokens:"
+"""In every page that is written here, and by it they are known."""
 RUN_AGAIN = (
     "twinline study run recipes/{name}.yaml --results again --work again/work && "
     "twinline study report {name} --results again --docs again"
@@ -57,12 +60,13 @@ def make(name: str | None, results: Path, docs: Path) -> list[Path]:
     folder = results / name if name else newest(results)
     table = Table.read(folder)
     written = [results / f"{folder.name}.json", docs / folder.name / "index.html"]
+    refuse_foreign(*written)
     write_whole(written[0], json.dumps(flat(table.rows), indent=0) + "\n")
     answer = conclusion(table)
     others = (longer_part(table, results), search_part(results, folder.name))
     parts = [p for p in (*sections(table), *others) if p is not None]
     page = render(
-        f"Linear attention beyond 512 tokens: {table.name}", answer, parts,
+        f"{PAGE_TITLE} {table.name}", answer, parts,
         RUN_AGAIN.format(name=table.name), machines="; ".join(table.names("machine")),
         runs=", ".join(lines[0]["run"] for lines in table.runs if lines[0]["arm"] != NATIVE),
     )  # fmt: skip
@@ -80,6 +84,22 @@ def make(name: str | None, results: Path, docs: Path) -> list[Path]:
         told = "\n\n".join([*answer[:3], overview(table)])
         into_marks(docs / "study" / "README.md", folder.name, told)
     return written
+
+
+def refuse_foreign(rows: Path, page: Path) -> None:
+    """Refuse to write a report over files that are none.
+
+    Raises: TwinlineError naming the file.
+    """
+    text = page.read_text(encoding="utf-8", errors="replace") if page.exists() else PAGE_TITLE
+    found = read_json(rows) if rows.exists() else []
+    lines = found if isinstance(found, list) else [None]
+    for file, ours in (
+        (page, PAGE_TITLE in text),
+        (rows, all(isinstance(line, dict) and "arm" in line for line in lines)),
+    ):
+        if not ours:
+            raise TwinlineError(f"{file} is no report of Twinline: move it, or name other folders.")
 
 
 def newest(results: Path) -> Path:

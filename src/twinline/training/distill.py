@@ -20,7 +20,7 @@ from ..batching import ShuffledBatches, distinct, pad
 from ..data import Pairs
 from ..encoder import Encoder
 from ..errors import TwinlineError
-from ..files import fingerprint
+from ..hashing import fingerprint
 from ..loop import Batch, Run, deciding, held, train
 from ..model import TwinlineModel
 from ..options import DistillOptions
@@ -195,6 +195,7 @@ def distill(
             folder=folder,
             identity={
                 "distill": deciding(options),
+                "student": student.fingerprint,
                 "longer": longer and longer.identity,
                 "goals": None if goals is None else fingerprint([goals.numpy().tobytes()]),
                 "validation": None if validation is None else fingerprint(

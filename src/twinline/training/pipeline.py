@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..config import TwinlineConfig
 from ..conversion import convert, learns, transfer
 from ..data import TASKS, Pairs, load, load_texts
 from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..loop import Run
+from ..ownership import CARD
 from ..recipes import ConvertRecipe, DataOptions, DistillRecipe
-from ..sources import find_model, read_config
-from ..teacher import CARD, Teacher
+from ..sources import find_model, is_cross_encoder
+from ..teacher import Teacher
 from .distill import check, distill
 
 NAMED = {"builtin", *TASKS}
@@ -78,13 +78,6 @@ def scorer_of(
     return Encoder(folder, dtype=dtype, similarity=similarity)
 
 
-def is_cross_encoder(folder: Path) -> bool:
-    config = read_config(folder)
-    named = " ".join(config.get("architectures") or [])
-    ours = config.get("model_type") == TwinlineConfig.model_type
-    return "SequenceClassification" in named and not ours
-
-
 def student(
     recipe: DistillRecipe,
     work: Path | None = None,
@@ -126,10 +119,8 @@ def student(
     known = None if teacher is None else np.zeros(len(pairs))
     check(recipe.train, plain, pairs, known, None, twin)
     made = converted(start, work, show_progress, own)
-    prompts = made.prompts
     torch.manual_seed(recipe.train.seed)  # draws a learned head, whatever was drawn before
-    made = Encoder(made.model, made.tokenizer, similarity=recipe.similarity)
-    made.prompts = prompts
+    made = Encoder(made.model, similarity=recipe.similarity)
     scores = None
     extra = None
     if recipe.train.alpha > 0 and teacher is not None:

@@ -17,8 +17,9 @@ from ..data.retrieval import Retrieval, load_retrieval
 from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..evaluate import evaluate_retrieval
-from ..files import fingerprint, whole_file
-from ..loop import Batch, Run, deciding, train, weights_of
+from ..files import whole_file
+from ..hashing import fingerprint
+from ..loop import Batch, Run, deciding, train
 from ..options import RetrievalOptions
 from ..reading import Reader
 from ..recipes import ConvertRecipe, RetrievalRecipe
@@ -130,7 +131,11 @@ def train_retrieval(
             folder=folder,
             identity={
                 "retrieval": deciding(options),
-                "tasks": [fingerprint([*task.queries, *task.documents]) for task in tasks],
+                "student": student.fingerprint,
+                "tasks": [
+                    fingerprint([*task.queries, *task.documents, task.relevant.tobytes()])
+                    for task in tasks
+                ],
                 "teacher": fingerprint([s.tobytes() for s in teacher_scores or ()]),
             },
             evaluate=evaluate if validation else None,
@@ -189,9 +194,8 @@ def rankings(
     show_progress: bool | None = None,
 ) -> list[Scores]:
     """The teacher's scores of each task, found in the folder ``kept`` or left there."""
-    whole = Encoder(recipe.teacher or "")
-    own = [weights_of(whole.model), recipe.teacher_dtype, str(recipe.teacher_windows)]
-    teacher = Encoder(whole.model, whole.tokenizer, dtype=recipe.teacher_dtype)
+    teacher = Encoder(recipe.teacher or "", dtype=recipe.teacher_dtype)
+    own = [teacher.fingerprint, str(recipe.teacher_windows)]
     made, read = [], ""
     for task in tasks:
         key = fingerprint([*own, *task.queries, *task.documents])[:12]
@@ -252,7 +256,7 @@ def searcher(
         scores = rankings(recipe, tasks, shared or (work and work / "retrieval"), show_progress)
     made = converted(start, work, show_progress)
     torch.manual_seed(recipe.train.seed)
-    made = Encoder(made.model, made.tokenizer, similarity=recipe.similarity, windows=recipe.windows)
+    made = Encoder(made.model, similarity=recipe.similarity, windows=recipe.windows)
     if not tasks:
         return made, Run()
     run = train_retrieval(

@@ -9,23 +9,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..batching import ShuffledBatches, load_tokenizer
+from ..batching import ShuffledBatches
 from ..cache import Pair
+from ..checkpoints import load_classifier, longest_input
 from ..data import Pairs
 from ..errors import TwinlineError
-from ..files import fingerprint, whole_folder, writable_folder
+from ..files import output_folder, whole_folder
+from ..fingerprints import tokenizer_print
+from ..hashing import fingerprint
 from ..loop import Batch, Run, deciding, train
+from ..model_card import cross_encoder_card
 from ..options import TeachOptions
+from ..ownership import README, marked
 from ..sources import find_model
 from ..statistics import pearson
 from ..teacher import (
     CrossEncoderScorer,
     pad_rows,
     pair_rows,
-    positions_of,
     to_unit,
     write_card,
 )
+from ..tokenization import load_tokenizer
 
 VERY_LONG = 10**9
 
@@ -38,6 +43,7 @@ def teach(
     validation: Pairs | None = None,
     options: TeachOptions | None = None,
     folder: Path | None = None,
+    overwrite: bool = False,
     show_progress: bool | None = None,
 ) -> Run:
     """Fine-tune ``base`` to read two texts together; write a cross-encoder to ``output``.
@@ -48,32 +54,21 @@ def teach(
 
     Args:
         folder: checkpoints and ``metrics.jsonl``; a run found there goes on.
+        overwrite: replace files in ``output`` that Twinline did not write.
     Raises: TwinlineError if the base or the output cannot be used.
     """
-    from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging
-
     options = options or TeachOptions()
-    writable_folder(output, "output")
+    output_folder(output, "output", overwrite)
     start = find_model(base)
     torch.manual_seed(options.seed)
-    told = logging.get_verbosity()
-    logging.set_verbosity_error()  # that the new head is new is no news
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            str(start), num_labels=1, dtype=torch.float32
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise TwinlineError(f"The model {base} cannot become a cross-encoder: {error}") from error
-    finally:
-        logging.set_verbosity(told)
+    model = load_classifier(start, "made a cross-encoder", num_labels=1)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(start)
     given: list[Pair] = list(zip(pairs.sentence1, pairs.sentence2, strict=True))
     labels = pairs.unit_score
     rows = pair_rows(tokenizer, given)
     turned = pair_rows(tokenizer, [(b, a) for a, b in given])
-    limit = positions_of(model.config) or VERY_LONG
+    limit = longest_input(model) or VERY_LONG
     if long := [i + 1 for i, (ids, _) in enumerate(rows) if len(ids) > limit]:
         raise TwinlineError(
             f"Pair {long[0]} has more than the cross-encoder's {limit} tokens ({len(long)} pairs "
@@ -112,23 +107,27 @@ def teach(
         model, batch_at, loss, options.loop(steps),
         folder=folder,
         identity={"teach": deciding(options),
+                  "tokenizer": tokenizer_print(tokenizer),
                   "pairs": fingerprint([*pairs.sentence1, *pairs.sentence2, labels.tobytes()])},
         evaluate=evaluate,
         title="teaching",
         show_progress=show_progress,
     )  # fmt: skip
-    save_cross_encoder(output, model, tokenizer)
+    save_cross_encoder(output, model, tokenizer, overwrite)
     return run
 
 
-def save_cross_encoder(output: str | Path, model: Any, tokenizer: Any) -> None:
+def save_cross_encoder(
+    output: str | Path, model: Any, tokenizer: Any, overwrite: bool = False
+) -> None:
     """A folder for sentence-transformers' ``CrossEncoder``, and a teacher that knows its scale."""
-    tokenizer.model_max_length = positions_of(model.config) or VERY_LONG
+    tokenizer.model_max_length = longest_input(model) or VERY_LONG
     model.config.sentence_transformers = {
         "activation_fn": "torch.nn.modules.activation.Sigmoid",
         "version": "5.0.0",
     }
-    with whole_folder(output) as folder:
+    with whole_folder(output, overwrite=overwrite) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_card(folder, [{"path": ".", "scale": "logit"}])
+        (folder / README).write_text(marked(cross_encoder_card()), encoding="utf-8")

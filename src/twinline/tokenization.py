@@ -1,0 +1,114 @@
+"""A model folder's tokenizer: loaded in one place, and checked against the model it is for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import TwinlineError
+from .sources import read_config, read_json
+
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "spm.model",
+    "tokenizer.model",
+)
+"""Files that a tokenizer's vocabulary comes in; without one transformers makes an empty one."""
+SPARE = 0.02
+"""Share of a model's vocabulary that its tokenizer may leave unused: tables are rounded up."""
+SPARE_TOKENS = 128
+"""Unused tokens that a small vocabulary may have."""
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a model folder, with no length limit and no truncation of its own in it.
+
+    Where the folder's sentence-transformers files say ``do_lower_case``, it lowers the case.
+
+    Raises: TwinlineError if there is none, it cannot be read, or it does not fit the model.
+    """
+    from transformers import AutoTokenizer
+    from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+
+    folder = Path(folder)
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        raise TwinlineError(
+            f"{folder} has no tokenizer: put the files of the model's own there (tokenizer.json)."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except Exception as error:  # tokenizers raises kinds of its own for a damaged file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(": .")
+        raise TwinlineError(f"{folder} has no tokenizer that can be read: {reason}.") from error
+    # Many checkpoints ship a stored truncation (all-MiniLM-L6-v2's is 128 tokens) that other
+    # programs would apply without a word.
+    tokenizer.model_max_length = VERY_LARGE_INTEGER
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+        if _lowers_case(folder):
+            _lower_case(backend)
+    check_tokenizer(tokenizer, read_config(folder), str(folder))
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: Any, config: Mapping[str, Any], model: str) -> None:
+    """Refuse a tokenizer that is not the model's.
+
+    Args:
+        config: the model's ``vocab_size`` and ``pad_token_id``, as its ``config.json`` has them.
+        model: what the model is called in messages.
+    Raises: TwinlineError naming the numbers that differ.
+    """
+    if not callable(tokenizer) or not hasattr(tokenizer, "get_vocab"):
+        raise TwinlineError(
+            f"tokenizer must be a tokenizer of transformers, not {type(tokenizer).__name__}: use "
+            "transformers.AutoTokenizer.from_pretrained."
+        )
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    remedy = "put the files of the model's own tokenizer there"
+    special = set(tokenizer.all_special_tokens)
+    if not vocabulary.keys() - special:
+        raise TwinlineError(f"The tokenizer of {model} knows no word: {remedy}.")
+    known, size = max(vocabulary.values()) + 1, config.get("vocab_size")
+    if isinstance(size, int) and not size - max(SPARE_TOKENS, SPARE * size) <= known <= size:
+        raise TwinlineError(
+            f"The tokenizer of {model} has {known:,} tokens and the model {size:,}: {remedy}."
+        )
+    unknown = tokenizer.unk_token
+    lost = [token for token in special - {unknown} if token not in vocabulary]
+    if lost:
+        raise TwinlineError(
+            f"The tokenizer of {model} does not know its special token {lost[0]}: {remedy}."
+        )
+    theirs, ours = tokenizer.pad_token_id, config.get("pad_token_id")
+    if theirs is not None and ours is not None and theirs != ours:
+        raise TwinlineError(
+            f"The tokenizer of {model} pads with token {theirs}, the model with {ours}: {remedy}."
+        )
+
+
+def _lowers_case(folder: Path) -> bool:
+    file = folder / "sentence_bert_config.json"
+    declared = read_json(file) if file.is_file() else {}
+    return isinstance(declared, dict) and bool(declared.get("do_lower_case"))
+
+
+def _lower_case(backend: Any) -> None:
+    """Put lower-casing before a tokenizer's own normalisation, as sentence-transformers does."""
+    from tokenizers import normalizers
+
+    before = backend.normalizer
+    state = json.loads(before.__getstate__()) if before is not None else {}
+    steps = state.get("normalizers", [state])
+    if any(step.get("type") == "Lowercase" or step.get("lowercase") for step in steps):
+        return
+    lower = normalizers.Lowercase()
+    backend.normalizer = normalizers.Sequence([lower] if before is None else [lower, before])
