@@ -192,7 +192,7 @@ def test_field_02_a_clone_keeps_git_readme_and_results(student: Path, tmp_path: 
     assert sorted(os.listdir(tmp_path)) == ["clone"]
 
 
-def test_field_02_what_an_earlier_save_wrote_goes_with_it(tiny_bert: Path, tmp_path: Path) -> None:
+def test_what_an_earlier_save_wrote_goes_with_it(tiny_bert: Path, tmp_path: Path) -> None:
     """A learned head's weights, or another pooling's files, beside a model without them."""
     Encoder(tiny_bert, similarity="dse").save(tmp_path / "m")
     Encoder(tiny_bert).save(tmp_path / "m")
@@ -287,7 +287,7 @@ def test_field_03_a_model_of_a_relative_path_keeps_its_tokenizer(
     assert np.isfinite(Encoder(model).encode(TEXTS)).all()
 
 
-def test_field_03_a_relative_cache_stays_where_it_was(
+def test_a_relative_cache_stays_where_it_was(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
