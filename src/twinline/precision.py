@@ -53,6 +53,7 @@ def int8_here() -> bool:
 
 
 @cache
+@torch.random.fork_rng(())
 def product_rates() -> dict[str, float]:
     """Floating-point operations a second of a matrix product, by dtype, measured here and now.
 
@@ -161,6 +162,7 @@ def grid(low: float, high: float) -> tuple[float, int]:
 
 
 @torch.no_grad()
+@torch.random.fork_rng(())  # a new layer draws weights, which are all replaced
 def to_int8(model: TwinlineModel, samples: Iterable[Tensor]) -> TwinlineModel:
     """A copy of ``model`` whose layers' products are 8-bit; embeddings and norms stay fp32.
 
