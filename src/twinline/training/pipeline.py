@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..config import TwinlineConfig
 from ..conversion import convert, learns, transfer
@@ -14,6 +13,7 @@ from ..data import TASKS, Pairs, load, load_texts
 from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..loop import Run
+from ..randomness import own_generators
 from ..recipes import ConvertRecipe, DataOptions, DistillRecipe
 from ..sources import find_model, read_config
 from ..teacher import CARD, Teacher
@@ -127,8 +127,8 @@ def student(
     check(recipe.train, plain, pairs, known, None, twin)
     made = converted(start, work, show_progress, own)
     prompts = made.prompts
-    torch.manual_seed(recipe.train.seed)  # draws a learned head, whatever was drawn before
-    made = Encoder(made.model, made.tokenizer, similarity=recipe.similarity)
+    with own_generators(recipe.train.seed):  # draws a learned head, whatever was drawn before
+        made = Encoder(made.model, made.tokenizer, similarity=recipe.similarity)
     made.prompts = prompts
     scores = None
     extra = None

@@ -20,6 +20,7 @@ from ..evaluate import evaluate_retrieval
 from ..files import fingerprint, whole_file
 from ..loop import Batch, Run, deciding, train, weights_of
 from ..options import RetrievalOptions
+from ..randomness import own_generators
 from ..reading import Reader
 from ..recipes import ConvertRecipe, RetrievalRecipe
 from ..windows import cut
@@ -251,8 +252,10 @@ def searcher(
     if tasks and recipe.teacher and recipe.train.listwise:
         scores = rankings(recipe, tasks, shared or (work and work / "retrieval"), show_progress)
     made = converted(start, work, show_progress)
-    torch.manual_seed(recipe.train.seed)
-    made = Encoder(made.model, made.tokenizer, similarity=recipe.similarity, windows=recipe.windows)
+    with own_generators(recipe.train.seed):  # draws a learned head
+        made = Encoder(
+            made.model, made.tokenizer, similarity=recipe.similarity, windows=recipe.windows
+        )
     if not tasks:
         return made, Run()
     run = train_retrieval(

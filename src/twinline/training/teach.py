@@ -16,6 +16,7 @@ from ..errors import TwinlineError
 from ..files import fingerprint, whole_folder, writable_folder
 from ..loop import Batch, Run, deciding, train
 from ..options import TeachOptions
+from ..randomness import own_generators
 from ..sources import find_model
 from ..statistics import pearson
 from ..teacher import (
@@ -26,6 +27,7 @@ from ..teacher import (
     to_unit,
     write_card,
 )
+from .distill import labels_of
 
 VERY_LONG = 10**9
 
@@ -56,13 +58,13 @@ def teach(
     options = options or TeachOptions()
     writable_folder(output, "output")
     start = find_model(base)
-    torch.manual_seed(options.seed)
     told = logging.get_verbosity()
     logging.set_verbosity_error()  # that the new head is new is no news
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            str(start), num_labels=1, dtype=torch.float32
-        )
+        with own_generators(options.seed):  # draws the new head
+            model = AutoModelForSequenceClassification.from_pretrained(
+                str(start), num_labels=1, dtype=torch.float32
+            )
     except (OSError, RuntimeError, ValueError) as error:
         raise TwinlineError(f"The model {base} cannot become a cross-encoder: {error}") from error
     finally:
@@ -100,7 +102,7 @@ def teach(
     evaluate = None
     if validation is not None:
         read = list(zip(validation.sentence1, validation.sentence2, strict=True))
-        gold = validation.unit_score
+        gold = labels_of(validation)
 
         def evaluate() -> float:
             return pearson(to_unit(scorer(read), "logit"), gold)
