@@ -14,7 +14,7 @@ def own_generators(seed: int | None = None) -> Iterator[None]:
 
     Behind it the global generators of the processor and of every GPU stand where they stood: a
     caller's own draws are the same with Twinline's work between them and without. With ``seed`` the
-    block begins at that. What draws on the processor alone needs no more than ``fork_rng([])``.
+    block begins at that. What draws on the processor alone needs no more than ``fork_rng(())``.
     """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with torch.random.fork_rng(devices):

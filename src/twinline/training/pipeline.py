@@ -122,7 +122,8 @@ def student(
         base=recipe.base, texts=recipe.texts, transfer=recipe.transfer, **recipe.model.given()
     )
     own = list(dict.fromkeys(text for text in pairs.sentence1 + pairs.sentence2 if text.strip()))
-    plain = Encoder(convert(start.base, **start.given()), similarity=recipe.similarity)
+    with own_generators():  # the head that it draws is only looked at
+        plain = Encoder(convert(start.base, **start.given()), similarity=recipe.similarity)
     known = None if teacher is None else np.zeros(len(pairs))
     check(recipe.train, plain, pairs, known, None, twin)
     made = converted(start, work, show_progress, own)

@@ -210,6 +210,7 @@ def rankings(
     return made
 
 
+@own_generators()
 def untrained(recipe: RetrievalRecipe) -> Encoder:
     """A recipe's student before anything is trained.
 
