@@ -51,6 +51,7 @@ TAKEN_OVER = (
 )
 
 
+@torch.random.fork_rng(())  # a new module draws weights, which are all replaced
 def convert(name_or_path: str | Path, attention: str = "linear", **options: Any) -> TwinlineModel:
     """A pretrained encoder with its weights kept and its attention replaced.
 

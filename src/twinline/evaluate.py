@@ -18,7 +18,13 @@ from .data.retrieval import Retrieval
 from .encoder import Encoder
 from .errors import TwinlineError
 from .model import TwinlineModel
-from .statistics import Correlation, clustered_mean, correlation
+from .statistics import (
+    Correlation,
+    UndefinedCorrelation,
+    clustered_mean,
+    correlation,
+    is_constant,
+)
 from .teacher import Teacher
 
 Scores = NDArray[np.float64]
@@ -37,7 +43,8 @@ class Evaluation:
 def evaluate(scorer: Encoder | Teacher, pairs: Pairs, resamples: int = 2000) -> Evaluation:
     """Pearson and Spearman with 95 % bootstrap intervals.
 
-    Raises: TwinlineError if the pairs have no scores or all the same one.
+    Raises: TwinlineError if the pairs have no scores or all the same one, or if ``scorer`` gives
+        all of them the same, but for rounding: there is then no correlation.
     """
     return against_labels(predict(scorer, pairs), pairs, resamples)
 
@@ -54,6 +61,12 @@ def against_labels(scores: Scores, pairs: Pairs, resamples: int = 2000) -> Evalu
     if pairs.score is None:
         raise TwinlineError(f"{pairs.name} has no scores to evaluate against.")
     gold = pairs.unit_score  # refuses class numbers, which are no scale
+    if np.isfinite(scores).all() and is_constant(scores):
+        raise UndefinedCorrelation(
+            f"The correlation is undefined: all {len(scores)} predicted scores of {pairs.name} are "
+            f"{scores[0]:g}, but for rounding; give pairs of different texts, or another model if "
+            "these are different."
+        )
     return Evaluation(
         correlation(scores, gold, "pearson", resamples),
         correlation(scores, gold, "spearman", resamples),

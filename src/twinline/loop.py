@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -31,6 +33,8 @@ from .machine import keep_memory
 from .options import LoopOptions
 from .ownership import LOG, is_log
 from .progress import Progress
+from .randomness import own_generators
+from .statistics import UndefinedCorrelation
 
 Weights = dict[str, Tensor]
 LOST = 120.0
@@ -62,7 +66,7 @@ class Record:
     """None before the first step."""
     learning_rate: float
     validation_pearson: float | None = None
-    """What ``evaluate`` returned."""
+    """What ``evaluate`` returned; None where it was not called, or undefined."""
 
 
 @dataclass
@@ -111,6 +115,7 @@ def optimiser(
     return torch.optim.AdamW(groups, lr=options.learning_rate)
 
 
+@own_generators()
 def train(
     module: nn.Module,
     batch_at: Callable[[int], Batch],
@@ -126,18 +131,30 @@ def train(
 ) -> Run:
     """Train ``module``'s trainable parameters in place.
 
+    torch's global generators are left as they were. Two things stay changed in the process:
+    ``accelerate`` has a state, which refuses an ``Accelerator`` with mixed precision later on; and
+    on a processor freed memory is kept (``machine.keep_memory``).
+
     Args:
         batch_at: the batch of micro-step ``step * accumulate + i``; must depend on nothing else.
         loss: a scalar from the (wrapped) module and a batch's inputs.
         folder: keeps ``checkpoint/`` and ``metrics.jsonl``; a run found there goes on.
         identity: what makes this run this run; a checkpoint with another identity is refused.
-        evaluate: higher is better; called on the module in eval mode, without gradients.
+        evaluate: higher is better; called on the module in eval mode, without gradients. Where it
+            is undefined (``UndefinedCorrelation``, or not a finite number) the log has None, the
+            step is not the best, and one warning says why.
         factors: of the learning rate, by a part of a parameter's name.
     Returns: the finished run, with the metrics log.
     Raises: TwinlineError if ``folder`` holds another run's checkpoint or the loss is not finite.
     """
     # Not Accelerator's own mixed precision: it is fixed for the life of the process.
-    accelerator = Accelerator(mixed_precision="no")
+    try:
+        accelerator = Accelerator(mixed_precision="no")
+    except ValueError as error:
+        raise TwinlineError(
+            "This process has an Accelerator with mixed precision already, which would be this "
+            "training's too: train in a process of its own, or make that one without."
+        ) from error
     reduced = partial(
         torch.autocast, accelerator.device.type, torch.bfloat16, options.precision == "bf16"
     )
@@ -149,12 +166,24 @@ def train(
     keeper = Keeper(folder, module, optim, identity) if folder else None
     run, best = keeper.resume() if keeper else (Run(), None)
     parameters = [p for p in module.parameters() if p.requires_grad]
+    undefined: list[str] = []
+
+    def validated() -> float | None:
+        assert evaluate is not None
+        wrapped.eval()
+        with torch.no_grad(), reduced():
+            value, reason = defined(evaluate)
+        if reason and not undefined:
+            warnings.warn(
+                f"The validation score after step {run.step} of {title} is undefined and so not "
+                f"the best; the run goes on. {reason}",
+                stacklevel=5,
+            )
+            undefined.append(reason)
+        return value
 
     if evaluate is not None and options.evaluate_every and not run.log:
-        wrapped.eval()  # where the curve starts
-        with torch.no_grad(), reduced():
-            start = Record(0, 0, 0, 0.0, None, 0.0, float(evaluate()))
-        run.log.append(start)
+        run.log.append(Record(0, 0, 0, 0.0, None, 0.0, validated()))  # where the curve starts
     every = range(run.step * options.accumulate, options.steps * options.accumulate)
     numbers = [number * accelerator.num_processes + accelerator.process_index for number in every]
     with (
@@ -173,9 +202,9 @@ def train(
             total = 0.0
             for batch in islice(batches, options.accumulate):
                 with reduced():
-                    value = loss(wrapped, batch.inputs) / options.accumulate
-                accelerator.backward(value)
-                total += float(value.detach())
+                    part = loss(wrapped, batch.inputs) / options.accumulate
+                accelerator.backward(part)
+                total += float(part.detach())
                 run.pairs += batch.pairs * accelerator.num_processes
                 run.tokens += batch.tokens * accelerator.num_processes
                 run.spared += batch.spared * accelerator.num_processes
@@ -193,11 +222,9 @@ def train(
             last = run.step == options.steps
             due = last or (options.evaluate_every and run.step % options.evaluate_every == 0)
             if evaluate is not None and due:
-                wrapped.eval()
-                with torch.no_grad(), reduced():
-                    record.validation_pearson = float(evaluate())
-                if record.validation_pearson > (float("-inf") if run.best is None else run.best):
-                    run.best, run.best_step, run.stale = record.validation_pearson, run.step, 0
+                value = record.validation_pearson = validated()
+                if value is not None and (run.best is None or value > run.best):
+                    run.best, run.best_step, run.stale = value, run.step, 0
                     best = {n: p.detach().clone() for n, p in trained(module)}
                 else:
                     run.stale += 1
@@ -213,6 +240,15 @@ def train(
         load(module, best)
     module.eval()
     return run
+
+
+def defined(evaluate: Callable[[], float]) -> tuple[float | None, str]:
+    """What ``evaluate`` returns, or None and why it is not defined."""
+    try:
+        value = float(evaluate())
+    except UndefinedCorrelation as error:
+        return None, str(error)
+    return (value, "") if math.isfinite(value) else (None, f"It is {value}.")
 
 
 def deciding(options: Any) -> dict[str, Any]:

@@ -52,7 +52,17 @@ def int8_here() -> bool:
     return bool(has_vnni) and torch.backends.mkldnn.is_available()
 
 
+def check_int8() -> None:
+    """Raises: TwinlineError where this machine has no 8-bit products."""
+    if not int8_here():
+        raise TwinlineError(
+            "dtype int8 needs a processor with VNNI and a PyTorch with oneDNN: use bfloat16, "
+            "float32 or auto here."
+        )
+
+
 @cache
+@torch.random.fork_rng(())
 def product_rates() -> dict[str, float]:
     """Floating-point operations a second of a matrix product, by dtype, measured here and now.
 
@@ -119,19 +129,45 @@ class Int8Linear(nn.Module):
         bound: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.step, self.zero = grid(low, high)
-        self.shift = torch.tensor(self.zero + 0.5)
         steps = linear.weight.detach().abs().amax(dim=1).clamp_min(1e-12) / 127
         rounded = (linear.weight.detach() / steps[:, None]).round().to(torch.int8)
-        # The packed matrix has a form of its own that a module cannot hold as a buffer.
-        self.packed: Any = torch.ops.onednn.qlinear_prepack(rounded, None)
-        self.steps, self.zeros = steps, torch.zeros(len(steps), dtype=torch.int32)
-        self.bias = linear.bias.detach().clone()
-        self.out_step, self.out_zero = step, zero
         self.out_dtype = torch.float32 if then is None else torch.uint8
-        self.then, self.limits = then or ("none", ""), []
+        self.then = then or ("none", "")
+        limits: list[float] = []
         if bound is not None:
-            self.then, self.limits = ("hardtanh", ""), [-bound, bound]
+            self.then, limits = ("hardtanh", ""), [-bound, bound]
+        # All that a result depends on is in buffers: a fingerprint of them sees what has changed.
+        self.weight: Tensor
+        self.steps: Tensor
+        self.bias: Tensor
+        self.grids: Tensor
+        self.register_buffer("weight", rounded)
+        self.register_buffer("steps", steps)
+        self.register_buffer("bias", linear.bias.detach().clone())
+        grids = [*grid(low, high), step, zero, *limits]
+        self.register_buffer("grids", torch.tensor(grids, dtype=torch.float64))
+        self.pack()
+
+    def pack(self) -> None:
+        """Bring what the buffers hold into the forms that oneDNN takes."""
+        # The packed matrix has a form of its own that cannot be a buffer, copied or pickled.
+        self.packed: Any = torch.ops.onednn.qlinear_prepack(self.weight, None)
+        self.zeros = torch.zeros(len(self.steps), dtype=torch.int32)
+        self.step, zero, self.out_step, out_zero, *self.limits = self.grids.tolist()
+        self.zero, self.out_zero = int(zero), int(out_zero)
+        self.shift = torch.tensor(self.zero + 0.5)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "packed"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        check_int8()  # it may have been sent from another machine
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.pack()
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        super()._load_from_state_dict(*given)
+        self.pack()
 
     def rounded(self, x: Tensor) -> Tensor:
         """``x`` (..., inputs) in 8 bits; what is rounded already stays."""
@@ -161,6 +197,7 @@ def grid(low: float, high: float) -> tuple[float, int]:
 
 
 @torch.no_grad()
+@torch.random.fork_rng(())  # a new layer draws weights, which are all replaced
 def to_int8(model: TwinlineModel, samples: Iterable[Tensor]) -> TwinlineModel:
     """A copy of ``model`` whose layers' products are 8-bit; embeddings and norms stay fp32.
 
@@ -168,11 +205,7 @@ def to_int8(model: TwinlineModel, samples: Iterable[Tensor]) -> TwinlineModel:
         samples: batches of token ids (batch, length) without padding, on which ranges are found.
     Raises: TwinlineError where the machine or the model cannot.
     """
-    if not int8_here():
-        raise TwinlineError(
-            "dtype int8 needs a processor with VNNI and a PyTorch with oneDNN: use bfloat16, "
-            "float32 or auto here."
-        )
+    check_int8()
     model = copy.deepcopy(model)
     model.train(False)
     ranges: dict[nn.Module, tuple[float, float]] = {}

@@ -20,9 +20,17 @@ if TYPE_CHECKING:  # numpy takes 0.1 s to import and scipy.stats 1 s: only where
 
 Kind = Literal["pearson", "spearman"]
 
+ROUNDING = 1e-6
+"""Values whose spread is at most this share of the largest of them differ by rounding only: a
+float32 carries 1.2e-7 of its size, and a score is the end of a few sums of such numbers."""
+
 _LEVEL = 95.0
 _CELLS_PER_CHUNK = 2**18
 """Resamples are handled so many numbers at a time, to stay in the processor's cache."""
+
+
+class UndefinedCorrelation(TwinlineError):  # noqa: N818 (it names what is not there)
+    """One side does not vary, or holds a value that is not a number."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,9 @@ def pearson(a: ArrayLike, b: ArrayLike) -> float:
     """Pearson's linear correlation of two vectors of the same length.
 
     Raises:
-        TwinlineError: a vector holds NaN or infinity, or only one distinct value.
+        UndefinedCorrelation: a vector holds NaN or infinity, or its values are all the same or
+            differ by rounding only (``ROUNDING``).
+        TwinlineError: the two are not vectors of the same length.
     """
     from scipy.stats import pearsonr
 
@@ -54,7 +64,9 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
     """Spearman's rank correlation of two vectors of the same length, equal values sharing a rank.
 
     Raises:
-        TwinlineError: a vector holds NaN or infinity, or only one distinct value.
+        UndefinedCorrelation: a vector holds NaN or infinity, or its values are all the same or
+            differ by rounding only (``ROUNDING``).
+        TwinlineError: the two are not vectors of the same length.
     """
     from scipy.stats import spearmanr
 
@@ -215,6 +227,14 @@ def f1(prediction: ArrayLike, gold: ArrayLike) -> float:
     return 2 * int((predicted & truth).sum()) / occurrences
 
 
+def is_constant(values: ArrayLike) -> bool:
+    """Whether finite ``values`` are all the same, but for rounding (``ROUNDING``)."""
+    import numpy as np
+
+    found = np.asarray(values, np.float64)
+    return not found.size or bool(np.ptp(found) <= ROUNDING * np.abs(found).max())
+
+
 def _point(kind: str) -> Any:
     if kind not in _POINT:
         raise TwinlineError(f"kind must be one of {', '.join(_POINT)}, not {kind!r}.")
@@ -239,14 +259,15 @@ def _checked(a: ArrayLike, b: ArrayLike) -> tuple[Vector, Vector]:
         finite = np.isfinite(vector)
         if not finite.all():
             row = int(np.argmin(finite))
-            raise TwinlineError(
+            raise UndefinedCorrelation(
                 f"The correlation is undefined: value {row + 1} of the {side} vector is "
                 f"{vector[row]}; every value must be a finite number."
             )
-        if (vector == vector[0]).all():
-            raise TwinlineError(
+        if is_constant(vector):
+            rounding = "" if (vector == vector[0]).all() else ", but for rounding"
+            raise UndefinedCorrelation(
                 f"The correlation is undefined: all {len(vector)} values of the {side} vector "
-                f"are {vector[0]:g}; at least two distinct values are needed."
+                f"are {vector[0]:g}{rounding}; at least two distinct values are needed."
             )
     return first, second
 

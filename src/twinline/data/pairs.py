@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TwinlineError
+from ..statistics import is_constant
 from .tables import PAIR_COLUMNS, Source, Table, read_table
 from .texts import data_folder
 
@@ -185,7 +186,7 @@ def load_pairs(
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
         raise TwinlineError(f"scale must go from a lower number to a higher, not {low} to {high}.")
     pairs = _pairs(table, found, scale)
-    if pairs.score is not None and (pairs.score == pairs.score[0]).all():
+    if pairs.score is not None and is_constant(pairs.score):
         raise TwinlineError(
             f"{table.source}: all {len(pairs)} scores are {pairs.score[0]:g} (one class only), so "
             "a correlation is undefined; give pairs with at least two distinct scores."

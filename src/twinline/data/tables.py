@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from ..errors import TwinlineError
 from ..text import clean_text
@@ -72,6 +73,9 @@ class Table:
 def read_table(source: Source) -> Table:
     """Read a CSV, TSV, JSONL or Parquet file, or a ``datasets.Dataset``, whole.
 
+    A CSV's cells may stand in double quotes, and then hold commas and line breaks. A TSV has no
+    quotes: every line is a row, and every cell is taken as it is.
+
     Raises:
         TwinlineError: the file is missing, empty, unreadable, damaged or of another kind.
     """
@@ -120,23 +124,19 @@ def _not_empty(table: Table) -> Table:
     return table
 
 
-def _read_separated(path: Path, separator: str) -> Table:
-    # The csv module refuses cells above 128 KiB, which long documents pass; the limit is global.
-    limit = csv.field_size_limit(2**31 - 1)
+def _read_csv(path: Path) -> Table:
     # utf-8-sig: spreadsheets put a byte order mark first. strict: without it, a quote that is
     # never closed swallows the rest of the file in silence.
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file, delimiter=separator, strict=True)
+        with path.open(encoding="utf-8-sig", newline="") as file, _long_cells():
+            lines = csv.reader(file, strict=True)
             header, rows, numbers = next(lines, []), [], []
-            if len(set(header)) < len(header):
-                raise TwinlineError(f"{path} has two columns of one name: rename one of them.")
             start = lines.line_num + 1
             for row in lines:
                 if len(row) > len(header):
                     raise TwinlineError(
                         f"{path}, line {start}: {len(row)} cells but {len(header)} columns; put "
-                        f"texts that contain {separator!r} between double quotes."
+                        "texts that contain ',' between double quotes."
                     )
                 if row:
                     rows.append(row + [None] * (len(header) - len(row)))
@@ -147,11 +147,44 @@ def _read_separated(path: Path, separator: str) -> Table:
             f"{path}, line {lines.line_num}: {error}; write a double quote inside a quoted text "
             "twice, or give JSONL."
         ) from error
+    return _table(path, header, rows, numbers)
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """csv refuses cells above 128 KiB, which long documents pass; its limit is global."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
     finally:
         csv.field_size_limit(limit)
-    columns: dict[str, list[object]] = {
-        name: [row[i] for row in rows] for i, name in enumerate(header)
-    }
+
+
+def _read_tsv(path: Path) -> Table:
+    """A row is a line and a cell what stands between two tabs: quotes are quotes."""
+    header: list[str] = []
+    rows: list[list[str]] = []
+    numbers: list[int] = []
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            cells = line.rstrip("\n").split("\t")
+            if number == 1:
+                header = cells
+            elif cells != [""]:  # an empty line is no row, as in a CSV
+                if len(cells) != len(header):
+                    raise TwinlineError(
+                        f"{path}, line {number}: {len(cells)} cells but {len(header)} columns; a "
+                        "TSV has no quotes, so give texts with tabs or line breaks as CSV or JSONL."
+                    )
+                rows.append(cells)
+                numbers.append(number)
+    return _table(path, header, rows, numbers)
+
+
+def _table(path: Path, header: list[str], rows: list[list[Any]], numbers: list[int]) -> Table:
+    if len(set(header)) < len(header):
+        raise TwinlineError(f"{path} has two columns of one name: rename one of them.")
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
     return Table(str(path), columns, "line", numbers)
 
 
@@ -188,8 +221,8 @@ def _read_parquet(path: Path) -> Table:
 
 
 _READERS: dict[str, Callable[[Path], Table]] = {
-    ".csv": lambda path: _read_separated(path, ","),
-    ".tsv": lambda path: _read_separated(path, "\t"),
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }

@@ -14,7 +14,7 @@ from ..statistics import pearson
 from ..training.finding import learn_to_find, pooling_of, read_once, soften
 from ..training.lengths import Lengths
 from .grid import RunPlan
-from .measure import Curve, flops, point
+from .measure import Curve, check_end, flops, point
 from .workshop import Workshop
 
 
@@ -89,6 +89,7 @@ def learned(
         evaluate=lambda: validated(plan, stage, student, shop),
         evaluate_every=-(-lengths.steps // points), folder=work, show_progress=shop.show,
     )  # fmt: skip
+    check_end(run, f"The pooling of {plan.key}")
     cost = flops(student.model.config, library.tokens, find.greatest)
     return [
         point(

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..bysentence import INSIDE
-from ..loop import Record
+from ..errors import TwinlineError
+from ..loop import Record, Run
 
 TARGETS = (0.75, 0.80, 0.85)
 """Common targets of validation Pearson."""
@@ -30,6 +31,18 @@ def point(line: Record, tokens: int, seconds: float, flops: float) -> dict[str, 
         "steps": line.step, "pairs": line.pairs, "tokens": tokens, "seconds": round(seconds, 1),
         "flops": flops, "pearson": round(line.validation_pearson, 5),
     }  # fmt: skip
+
+
+def check_end(run: Run, name: str) -> None:
+    """Refuse a run whose last validation score is undefined: its curve has no end to compare.
+
+    Raises: TwinlineError.
+    """
+    if run.log[-1].validation_pearson is None:
+        raise TwinlineError(
+            f"{name} ends with a student that gives all validation pairs the same score: lower its "
+            "learning rate, or leave it out of the grid."
+        )
 
 
 def joined(before: Curve, curve: Curve) -> Curve:

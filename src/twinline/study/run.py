@@ -36,7 +36,7 @@ from .alone import find_stage, finish, found_lengths_of
 from .arms import WINDOW
 from .checks import other_version
 from .grid import LATE, NATIVE, EvalOptions, Grid, RunPlan
-from .measure import Curve, flops, joined, point
+from .measure import Curve, check_end, flops, joined, point
 from .workshop import SEED, Workshop
 
 CALIBRATION, CALIBRATED = 24, 256
@@ -122,6 +122,7 @@ def distilled(
         validation=shop.curve_pairs(plan, stage), options=options,
         longer=longer, folder=work, show_progress=shop.show,
     )  # fmt: skip
+    check_end(run, f"{plan.key} with learning rate {rate:g}")
     config = student.model.config
     greatest = lengths.options.greatest[-1]
     length = min(plan.arm.real, greatest) if plan.virtual else greatest

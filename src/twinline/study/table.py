@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import TwinlineError
 from ..files import read_lines
-from ..statistics import Correlation, mean_difference, resampled_pearsons
+from ..statistics import Correlation, is_constant, mean_difference, resampled_pearsons
 from .grid import CELL, LATE, NATIVE
 from .measure import COMMON, COSTS, PowerLaw, power_law, reached
 
@@ -214,10 +214,11 @@ class Scored:
     scores: NDArray[np.float64]
 
     def pearson(self, chosen: NDArray[np.bool_], least: int = 3) -> float:
-        """Among the chosen pairs; nan if they are fewer than ``least``."""
-        if chosen.sum() < least:
+        """Among the chosen pairs; nan if they are fewer than ``least``, or a side is constant."""
+        gold, scores = self.gold[chosen], self.scores[chosen]
+        if len(gold) < least or is_constant(gold) or is_constant(scores):
             return float("nan")
-        return float(np.corrcoef(self.gold[chosen], self.scores[chosen])[0, 1])
+        return float(np.corrcoef(gold, scores)[0, 1])
 
     def on(self, rows: NDArray[np.float64]) -> Scored:
         """What is known of those pairs that are in ``rows``."""

@@ -25,7 +25,7 @@ from ..loop import Batch, Run, deciding, held, train
 from ..model import TwinlineModel
 from ..options import DistillOptions
 from ..reading import Reading
-from ..statistics import pearson
+from ..statistics import is_constant, pearson
 from .lengths import LongSteps
 from .losses import astray, overlooked, scattered
 
@@ -183,7 +183,7 @@ def distill(
 
     evaluate = None
     if validation is not None:
-        gold = validation.unit_score
+        gold = labels_of(validation)
 
         def evaluate() -> float:
             made = student.score(validation.sentence1, validation.sentence2)
@@ -210,6 +210,20 @@ def distill(
         )  # fmt: skip
     student.eval()
     return run
+
+
+def labels_of(validation: Pairs) -> Scores:
+    """The labels (pairs,) of validation pairs on the unit scale.
+
+    Raises: TwinlineError if they are all the same: no correlation with them is ever defined.
+    """
+    gold = validation.unit_score
+    if is_constant(gold):
+        raise TwinlineError(
+            f"The labels of the validation pairs {validation.name} are all the same: give pairs "
+            "with at least two distinct ones, or train without validation."
+        )
+    return gold
 
 
 def frozen(student: Encoder, words: bool) -> AbstractContextManager[None]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from ..files import fingerprint
 from ..loop import Batch, Run, deciding, held, train
 from ..options import FindOptions, LoopOptions
 from ..progress import Progress
-from ..statistics import pearson
+from ..statistics import UndefinedCorrelation, pearson
 from ..stca import Sentences
 from ..windows import averages, cut
 from .lengths import Lengths
@@ -262,9 +262,15 @@ def soften(
             sharpness.copy_(own * factor)
             vectors = torch.cat([vector_of(pool, kept[i]) for i in range(len(kept))])
             u, v = averages(vectors, windows).unflatten(0, (2, -1))
-            found[factor] = pearson(F.cosine_similarity(u, v).numpy(), pairs.unit_score)
-        best = max(found, key=lambda factor: found[factor])
+            with suppress(UndefinedCorrelation):  # another factor may tell the pairs apart
+                found[factor] = pearson(F.cosine_similarity(u, v).numpy(), pairs.unit_score)
+        best = max(found, key=lambda factor: found[factor], default=1.0)
         sharpness.copy_(own * best)
+    if not found:
+        raise UndefinedCorrelation(
+            f"No sharpness can be chosen on {pairs.name}: all scores, or all labels, are the same "
+            "but for rounding; give pairs of different texts."
+        )
     return best
 
 

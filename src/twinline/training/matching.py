@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import product
 
 import torch
@@ -10,7 +11,7 @@ from ..data import Pairs
 from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..similarity import LateInteraction
-from ..statistics import pearson
+from ..statistics import UndefinedCorrelation, pearson
 
 PRIORS = (0.5, 1.0, 1.5, 2.0, 3.0)
 SHARPNESS = (2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0)
@@ -34,16 +35,21 @@ def learn_to_match(
     texts = [*pairs.sentence1, *pairs.sentence2]
     stored = student.stored(student.store(texts, show_progress_bar=show_progress))
     first, second = stored[: len(pairs)], stored[len(pairs) :]
-    best, given = float("-inf"), (1.0, 1.0, 0.0)
+    found = {}
     with torch.no_grad():
         for tried in product(PRIORS, SHARPNESS, DISCOUNTS):
             head.set(*tried)
-            found = pearson(head(first, second).cpu().numpy(), pairs.unit_score)
-            if found > best:
-                best, given = found, tried
-    head.set(*given)
+            with suppress(UndefinedCorrelation):  # other numbers may tell the pairs apart
+                found[tried] = pearson(head(first, second).cpu().numpy(), pairs.unit_score)
+    best = max(found, key=found.__getitem__, default=(1.0, 1.0, 0.0))
+    head.set(*best)
+    if not found:
+        raise UndefinedCorrelation(
+            f"Late interaction cannot learn from {pairs.name}: all its scores, or all labels, are "
+            "the same but for rounding; give pairs of different texts."
+        )
     names = ("prior", "sharpness", "discount")
-    return {**dict(zip(names, given, strict=True)), "pearson": round(best, 5)}
+    return {**dict(zip(names, best, strict=True)), "pearson": round(found[best], 5)}
 
 
 def late_of(student: Encoder) -> LateInteraction:

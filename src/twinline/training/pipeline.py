@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..conversion import convert, learns, transfer
 from ..data import TASKS, Pairs, load, load_texts
@@ -14,6 +13,7 @@ from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..loop import Run
 from ..ownership import CARD
+from ..randomness import own_generators
 from ..recipes import ConvertRecipe, DataOptions, DistillRecipe
 from ..sources import find_model, is_cross_encoder
 from ..teacher import Teacher
@@ -115,12 +115,13 @@ def student(
         base=recipe.base, texts=recipe.texts, transfer=recipe.transfer, **recipe.model.given()
     )
     own = list(dict.fromkeys(text for text in pairs.sentence1 + pairs.sentence2 if text.strip()))
-    plain = Encoder(convert(start.base, **start.given()), similarity=recipe.similarity)
+    with own_generators():  # the head that it draws is only looked at
+        plain = Encoder(convert(start.base, **start.given()), similarity=recipe.similarity)
     known = None if teacher is None else np.zeros(len(pairs))
     check(recipe.train, plain, pairs, known, None, twin)
     made = converted(start, work, show_progress, own)
-    torch.manual_seed(recipe.train.seed)  # draws a learned head, whatever was drawn before
-    made = Encoder(made.model, similarity=recipe.similarity)
+    with own_generators(recipe.train.seed):  # draws a learned head, whatever was drawn before
+        made = Encoder(made.model, similarity=recipe.similarity)
     scores = None
     extra = None
     if recipe.train.alpha > 0 and teacher is not None:

@@ -21,6 +21,7 @@ from ..loop import Batch, Run, deciding, train
 from ..model_card import cross_encoder_card
 from ..options import TeachOptions
 from ..ownership import README, marked
+from ..randomness import own_generators
 from ..sources import find_model
 from ..statistics import pearson
 from ..teacher import (
@@ -31,6 +32,7 @@ from ..teacher import (
     write_card,
 )
 from ..tokenization import load_tokenizer
+from .distill import labels_of
 
 VERY_LONG = 10**9
 
@@ -60,8 +62,8 @@ def teach(
     options = options or TeachOptions()
     output_folder(output, "output", overwrite)
     start = find_model(base)
-    torch.manual_seed(options.seed)
-    model = load_classifier(start, "made a cross-encoder", num_labels=1)
+    with own_generators(options.seed):  # draws the new head
+        model = load_classifier(start, "made a cross-encoder", num_labels=1)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(start)
     given: list[Pair] = list(zip(pairs.sentence1, pairs.sentence2, strict=True))
@@ -95,7 +97,7 @@ def teach(
     evaluate = None
     if validation is not None:
         read = list(zip(validation.sentence1, validation.sentence2, strict=True))
-        gold = validation.unit_score
+        gold = labels_of(validation)
 
         def evaluate() -> float:
             return pearson(to_unit(scorer(read), "logit"), gold)
