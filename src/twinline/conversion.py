@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .arguments import checked
 from .attention import HybridAttention
 from .attention.blocks import Layout, parts
 from .attention.hybrid import read_sentences
@@ -34,6 +35,7 @@ from .model import TwinlineModel
 from .options import LoopOptions, ModelOptions, TransferOptions
 from .sentences import sentence_roles
 from .sources import find_model, read_config
+from .text import text_list
 
 TAKEN_OVER = (
     "vocab_size",
@@ -207,7 +209,7 @@ def load_state(model: TwinlineModel, state: dict[str, Tensor], folder: Path) -> 
 
 def transfer(
     model: TwinlineModel,
-    texts: Sequence[str],
+    texts: Iterable[str],
     options: TransferOptions | None = None,
     *,
     tokenizer: Any = None,
@@ -223,18 +225,23 @@ def transfer(
     Args:
         texts: unlabelled; tokenised with ``tokenizer`` or the one of ``model.name_or_path``.
         folder: checkpoints and ``metrics.jsonl``; a run found there goes on.
-    Raises: TwinlineError if there is no text.
+    Raises: TwinlineError if there is no text, or ``texts`` are none.
     """
-    options = options or TransferOptions()
+    if not isinstance(model, TwinlineModel):
+        raise TwinlineError(
+            f"transfer trains a TwinlineModel, as convert makes it, not {type(model).__name__}."
+        )
+    given = text_list(texts)
+    options = checked("options", options or TransferOptions(), TransferOptions)
     added = learned(model)
     maps = any("_map." in name for name in added)
     if not added or not options.steps:  # softmax, and linear with elu, relu or exp
         return Run()
     tokenizer = tokenizer or load_tokenizer(model.name_or_path or "")
     table = model.config.position_table
-    if not texts:
+    if not given:
         raise TwinlineError("Attention transfer needs text: the source has no line of it.")
-    ids = token_ids(tokenizer, texts)
+    ids = token_ids(tokenizer, given)
     cut = [row[i : i + table] for row in ids for i in range(0, len(row), table)]
     joined = stretch(ids, min(options.stretch_tokens, table))
     singles = ShuffledBatches([len(row) for row in cut], options.texts, options.seed)
@@ -280,7 +287,7 @@ def transfer(
                 weight_decay=0.0, checkpoint_every=options.checkpoint_every, seed=options.seed,
             ),
             folder=folder,
-            identity={"transfer": vars(options), "texts": fingerprint(texts)},
+            identity={"transfer": vars(options), "texts": fingerprint(given)},
             title=f"attention transfer ({model.config.attention})",
             show_progress=show_progress,
         )  # fmt: skip
