@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from .batching import token_ids
 from .errors import TwinlineError
 from .machine import free_memory
 from .model import TwinlineModel
+from .text import TextList, capital
 
 LONG_TEXT, SAMPLED = 2_000_000, 20_000
 """Characters above which a text's tokens are estimated, from so many, before they are made."""
@@ -19,12 +20,15 @@ TOKENIZING = 700
 
 
 def check_memory(
-    model: TwinlineModel, counts: Sequence[int], first: int = 1, tokenizing: int = 0
+    model: TwinlineModel,
+    counts: Sequence[int],
+    label: Callable[[int], str],
+    tokenizing: int = 0,
 ) -> None:
     """Refuse a text of ``counts`` tokens that would not fit.
 
     Args:
-        first: the number of the first text in messages.
+        label: the texts' names in messages, by place.
         tokenizing: bytes beside the model's, where the counts are estimates.
     Raises: TwinlineError naming the longest text, the estimate and the remedies.
     """
@@ -36,23 +40,17 @@ def check_memory(
     needed = model.memory_for(tokens) + tokenizing
     if free is not None and needed > free:
         raise TwinlineError(
-            f"Text number {longest + first} has {'about ' * bool(tokenizing)}{tokens:,} "
+            f"{capital(label(longest))} has {'about ' * bool(tokenizing)}{tokens:,} "
             f"tokens; encoding it takes about {needed / 1e9:.1f} GB of memory, and "
             f"{free / 1e9:.1f} GB are free: split it, shorten it, or try dtype='bfloat16'."
         )
 
 
-def check_characters(
-    model: TwinlineModel, tokenizer: Any, texts: Sequence[str], first: int = 1
-) -> None:
+def check_characters(model: TwinlineModel, tokenizer: Any, texts: TextList) -> None:
     """``check_memory`` of the longest text before it is tokenised, by a sample of it."""
-    place = max(
-        range(len(texts)),
-        key=lambda i: len(texts[i]) if isinstance(texts[i], str) else 0,
-        default=0,
-    )
-    text = texts[place] if texts and isinstance(texts[place], str) else ""
+    place = max(range(len(texts)), key=lambda i: len(texts[i]), default=0)
+    text = texts[place] if texts else ""
     if len(text) > LONG_TEXT:
         part = len(token_ids(tokenizer, [text[:SAMPLED]])[0])
         tokens = part * len(text) // SAMPLED
-        check_memory(model, [tokens], first + place, TOKENIZING * tokens)
+        check_memory(model, [tokens], lambda _: texts.label(place), TOKENIZING * tokens)

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from . import arguments
 from .attention import ATTENTION, FEATURE_MAPS, AttentionSpec
 from .errors import TwinlineError
 from .options import AttentionOptions, ModelOptions, at_least, share
@@ -17,8 +18,7 @@ POSITION_RULES = ("tiled", "interpolated")
 
 
 def one_of(name: str, value: str, allowed: Any) -> None:
-    if value not in allowed:
-        raise TwinlineError(f"{name} must be one of {', '.join(sorted(allowed))}, not {value!r}.")
+    arguments.one_of(name, value, sorted(allowed))
 
 
 class TwinlineConfig(PreTrainedConfig):
@@ -70,8 +70,10 @@ class TwinlineConfig(PreTrainedConfig):
         self.position_table = position_table
         self.normalize = normalize
         kwargs.pop("twinline", None)  # a save's id and files (``ownership``): not the model's
+        hints = arguments.hints_of(ModelOptions)
         for option in fields(ModelOptions):  # declared, with their meaning, in options.py
-            setattr(self, option.name, kwargs.pop(option.name, option.default))
+            value = kwargs.pop(option.name, option.default)
+            setattr(self, option.name, arguments.checked(option.name, value, hints[option.name]))
         self.pooling = self.pooling or "mean"
         one_of("attention", self.attention, ATTENTION)
         one_of("feature_map", self.feature_map, FEATURE_MAPS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .arguments import checked
 from .attention import HybridAttention
 from .attention.blocks import Layout, parts
 from .attention.hybrid import read_sentences
@@ -35,6 +36,7 @@ from .model import TwinlineModel
 from .options import LoopOptions, ModelOptions, TransferOptions
 from .sentences import sentence_roles
 from .sources import find_model, is_cross_encoder, read_config
+from .text import text_list
 from .tokenization import load_tokenizer
 
 TAKEN_OVER = (
@@ -217,7 +219,7 @@ def load_state(model: TwinlineModel, state: dict[str, Tensor], folder: Path) -> 
 
 def transfer(
     model: TwinlineModel,
-    texts: Sequence[str],
+    texts: Iterable[str],
     options: TransferOptions | None = None,
     *,
     tokenizer: Any = None,
@@ -234,9 +236,14 @@ def transfer(
         model: weights in half precision are widened to float32 first.
         texts: unlabelled; tokenised with ``tokenizer`` or the one of ``model.name_or_path``.
         folder: checkpoints and ``metrics.jsonl``; a run found there goes on.
-    Raises: TwinlineError if there is no text.
+    Raises: TwinlineError if there is no text, or ``texts`` are none.
     """
-    options = options or TransferOptions()
+    if not isinstance(model, TwinlineModel):
+        raise TwinlineError(
+            f"transfer trains a TwinlineModel, as convert makes it, not {type(model).__name__}."
+        )
+    given = text_list(texts)
+    options = checked("options", options or TransferOptions(), TransferOptions)
     nn.Module.to(model, torch.float32)
     added = learned(model)
     maps = any("_map." in name for name in added)
@@ -244,9 +251,9 @@ def transfer(
         return Run()
     tokenizer = tokenizer or load_tokenizer(model.name_or_path or "")
     table = model.config.position_table
-    if not texts:
+    if not given:
         raise TwinlineError("Attention transfer needs text: the source has no line of it.")
-    ids = token_ids(tokenizer, texts)
+    ids = token_ids(tokenizer, given)
     cut = [row[i : i + table] for row in ids for i in range(0, len(row), table)]
     joined = stretch(ids, min(options.stretch_tokens, table))
     singles = ShuffledBatches([len(row) for row in cut], options.texts, options.seed)
@@ -294,7 +301,7 @@ def transfer(
             folder=folder,
             identity={
                 "transfer": vars(options),
-                "texts": fingerprint(texts),
+                "texts": fingerprint(given),
                 "tokenizer": tokenizer_print(tokenizer),
                 "model": model_print(model),
             },

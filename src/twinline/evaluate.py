@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from .attention import HybridAttention
 from .data import Pairs
 from .data.retrieval import Retrieval
-from .encoder import Encoder
+from .encoder import Encoder, check_scoring
 from .errors import TwinlineError
 from .model import TwinlineModel
 from .statistics import (
@@ -26,6 +26,7 @@ from .statistics import (
     is_constant,
 )
 from .teacher import Teacher
+from .text import text_list
 
 Scores = NDArray[np.float64]
 
@@ -99,11 +100,14 @@ def far_off(model: TwinlineModel) -> Iterator[None]:
             attention.far = far
 
 
-def far_share(encoder: Encoder, texts: Sequence[str]) -> list[float]:
+def far_share(encoder: Encoder, texts: Iterable[str]) -> list[float]:
     """Per layer, the mean share of the denominator that the linear branch of a hybrid holds.
 
     The mean runs over the texts' real tokens and all heads.
+
+    Raises: TwinlineError if the model is no hybrid, or ``texts`` are none.
     """
+    given = text_list(texts)
     attentions = hybrids(encoder.model)
     sums = np.zeros((len(attentions), 2))
 
@@ -118,7 +122,7 @@ def far_share(encoder: Encoder, texts: Sequence[str]) -> list[float]:
     for number, attention in enumerate(attentions):
         attention.report = watch(number)
     try:
-        encoder.encode(list(texts))
+        encoder.encode(given)
     finally:
         for attention in attentions:
             attention.report = None
@@ -144,11 +148,12 @@ def evaluate_retrieval(encoder: Encoder, task: Retrieval, **options: Any) -> Ret
     """Ranks of the relevant documents under ``encoder``, every text read whole.
 
     Args:
-        options: ``encode``'s, for queries and documents.
+        options: those of ``encoder.SCORING``, as ``encode`` takes them, for queries and documents.
+    Raises: TwinlineError for another option.
     """
-    documents = encoder.known(task.documents, "document", options)
-    queries = encoder.known(task.queries, "query", options)
-    return from_scores(encoder.similarity(queries, documents).cpu().numpy(), task)
+    check_scoring("evaluate_retrieval", options)
+    queries, documents = text_list(task.queries, "queries"), text_list(task.documents, "documents")
+    return from_scores(encoder.scores(queries, documents, options, options), task)
 
 
 def from_scores(scores: NDArray[Any], task: Retrieval) -> RetrievalEvaluation:

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import whole_number
 from .batching import CACHED_TOKENS, budget_batches, padded_tokens, token_ids, windows
 from .errors import TwinlineError
+from .text import checked_texts
 
 QUANTILES = (0, 10, 25, 50, 75, 90, 99, 100)
 
@@ -19,12 +21,11 @@ def inspection(texts: Iterable[str], tokenizer: Any, limits: Sequence[int]) -> s
     Args:
         texts: read once, a few thousand at a time.
         limits: in tokens, special ones counted.
-    Raises: TwinlineError if there is no text, or a limit is below 1.
+    Raises: TwinlineError if there is no text, an item is none, or a limit is below 1.
     """
-    if any(limit < 1 for limit in limits):
-        raise TwinlineError(f"limits must be at least 1, not {min(limits)}.")
+    limits = [whole_number("limits", limit, 1) for limit in limits]
     found, padded = [np.zeros(0, dtype=np.int64)], 0
-    for window in windows(texts):
+    for window in windows(checked_texts(texts)):
         lengths = [len(ids) for ids in token_ids(tokenizer, window)]
         padded += padded_tokens(lengths, budget_batches(lengths, CACHED_TOKENS))
         found.append(np.array(lengths))

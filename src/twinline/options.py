@@ -9,16 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from .arguments import check_fields, is_number, plain
 from .errors import TwinlineError
-
-WINDOW_RULES = ("prefix", "suffix", "random", "mixed")
 
 
 def at_least(options: object, least: float, *names: str) -> None:
-    """Refuse options below ``least``, by name."""
+    """Refuse options that are no numbers, or below ``least``, by name."""
     for name in names:
-        if not getattr(options, name) >= least:
-            raise TwinlineError(f"{name} must be at least {least}, not {getattr(options, name)}.")
+        value = plain(getattr(options, name))
+        if not is_number(value) or value < least:
+            raise TwinlineError(f"{name} must be at least {least}, not {value!r:.60}.")
+
+
+def above_zero(options: object, *names: str) -> None:
+    """Refuse options that are not above 0, by name."""
+    for name in names:
+        if not getattr(options, name) > 0:
+            raise TwinlineError(f"{name} must be above 0, not {getattr(options, name)}.")
 
 
 def check_seed(seed: int) -> None:
@@ -30,12 +37,21 @@ def check_seed(seed: int) -> None:
 def share(options: object, *names: str) -> None:
     """Refuse options that are no share between 0 and 1, by name."""
     for name in names:
-        if not 0 <= getattr(options, name) <= 1:
-            raise TwinlineError(f"{name} is a share, 0 to 1, not {getattr(options, name)}.")
+        value = plain(getattr(options, name))
+        if not is_number(value) or not 0 <= value <= 1:
+            raise TwinlineError(f"{name} is a share, 0 to 1, not {value!r:.60}.")
 
 
 @dataclass(frozen=True)
-class AttentionOptions:
+class Options:
+    """Options that are of their types: every class of them checks its own numbers after that."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class AttentionOptions(Options):
     """How tokens mix; options that a kind has no use for are ignored by it."""
 
     feature_map: str = "gated"
@@ -71,6 +87,7 @@ class AttentionOptions:
     """lightning: convex combinations, or RMS norm per head (for training from scratch)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, 1, "block_size")
         at_least(self, 0, "neighbours", "decay", "longest_sentence")
         if self.feature_dim is not None:
@@ -87,10 +104,6 @@ class AttentionOptions:
         if self.sentences and self.neighbours:
             raise TwinlineError(
                 f"neighbours={self.neighbours} does not go with sentences, whose blocks are apart."
-            )
-        if self.normalisation not in ("denominator", "rms"):
-            raise TwinlineError(
-                f"normalisation must be denominator or rms, not {self.normalisation!r}."
             )
 
 
@@ -121,7 +134,7 @@ class ModelOptions(AttentionOptions):
 
 
 @dataclass(frozen=True)
-class LoopOptions:
+class LoopOptions(Options):
     """How a training loop runs; what it learns is the caller's."""
 
     steps: int = 1000
@@ -158,20 +171,18 @@ class LoopOptions:
     """Draws the order of the data and the dropout."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, 1, "steps", "accumulate", "checkpoint_every")
         at_least(self, 0, "evaluate_every", "patience", "weight_decay", "seed", "workers")
         check_seed(self.seed)
         share(self, "warmup", "cooldown")
-        if self.schedule not in ("linear", "constant"):
-            raise TwinlineError(f"schedule must be linear or constant, not {self.schedule!r}.")
-        if not self.learning_rate > 0:
-            raise TwinlineError(f"learning_rate must be above 0, not {self.learning_rate}.")
+        above_zero(self, "learning_rate", "max_grad_norm")
         if self.patience and not self.evaluate_every:
             raise TwinlineError("patience needs evaluate_every: without evaluations nothing stops.")
 
 
 @dataclass(frozen=True)
-class TransferOptions:
+class TransferOptions(Options):
     """How attention transfer runs."""
 
     steps: int = 600
@@ -196,6 +207,7 @@ class TransferOptions:
     """Draws the order of the texts."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, 0, "steps", "mass", "seed")
         check_seed(self.seed)
         at_least(self, 1, "texts", "stretch_tokens", "checkpoint_every")
@@ -205,7 +217,7 @@ class TransferOptions:
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(Options):
     """What fine-tuning a teacher and distilling a student have in common."""
 
     epochs: float = 2.0
@@ -242,9 +254,9 @@ class TrainOptions:
     """Draws the order of the data, dropout and new weights."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, 1, "pairs")
-        if not self.epochs > 0:
-            raise TwinlineError(f"epochs must be above 0, not {self.epochs}.")
+        above_zero(self, "epochs")
         self.loop(1)  # refuses what the loop would
 
     def loop(self, steps: int) -> LoopOptions:
@@ -290,12 +302,11 @@ class DistillOptions(TrainOptions):
         super().__post_init__()
         share(self, "alpha")
         at_least(self, 0, "match", "attend", "states", "gather")
-        if not self.added_rate > 0:
-            raise TwinlineError(f"added_rate must be above 0, not {self.added_rate}.")
+        above_zero(self, "added_rate")
 
 
 @dataclass(frozen=True)
-class FindOptions:
+class FindOptions(Options):
     """How a pooling by the sentence learns alone which one of a text counts."""
 
     pairs: int = 2000
@@ -320,6 +331,7 @@ class FindOptions:
     """Processes that make batches ahead, while a GPU computes; 0: none. No weight depends on it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, 1, "pairs", "texts")
         at_least(self, 16, "least")
         at_least(self, 0, "prose", "inside", "workers")
@@ -327,13 +339,12 @@ class FindOptions:
             raise TwinlineError(
                 f"greatest must be at least least ({self.least}), not {self.greatest}."
             )
-        if not self.learning_rate > 0:
-            raise TwinlineError(f"learning_rate must be above 0, not {self.learning_rate}.")
+        above_zero(self, "learning_rate")
         LengthOptions(mean=self.mean, edge=self.edge)  # refuses what makes no U
 
 
 @dataclass(frozen=True)
-class LengthOptions:
+class LengthOptions(Options):
     """Which lengths long pairs have in training: short ones mostly, longer ones by stages.
 
     A step of a stage draws ``L = least + s (greatest - least)`` with ``s`` from a U-shaped Beta
@@ -360,6 +371,7 @@ class LengthOptions:
     """Share of the steps that read the short pairs as they are."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, 16, "least")
         rising = [self.least, *self.greatest]
         if not self.greatest or rising != sorted(rising):
@@ -386,8 +398,6 @@ class LengthOptions:
         share(self, "native")
         if self.real is not None and self.real < self.least:
             raise TwinlineError(f"real must be at least least ({self.least}), not {self.real}.")
-        if self.equal not in ("pairs", "tokens"):
-            raise TwinlineError(f"equal must be pairs or tokens, not {self.equal!r}.")
 
 
 @dataclass(frozen=True)
@@ -415,8 +425,4 @@ class RetrievalOptions(TrainOptions):
         super().__post_init__()
         at_least(self, 2, "pairs")
         at_least(self, 0, "listwise")
-        for name in ("temperature", "added_rate"):
-            if not getattr(self, name) > 0:
-                raise TwinlineError(f"{name} must be above 0, not {getattr(self, name)}.")
-        if self.rule not in WINDOW_RULES:
-            raise TwinlineError(f"rule must be one of {', '.join(WINDOW_RULES)}, not {self.rule}.")
+        above_zero(self, "temperature", "added_rate")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .arguments import device_of, one_of, usable_device, whole_number
 from .attention import Lent
 from .batching import (
     CACHED_TOKENS,
@@ -24,7 +25,7 @@ from .batching import (
     windows,
 )
 from .capacity import check_characters, check_memory
-from .config import TwinlineConfig, one_of
+from .config import TwinlineConfig
 from .conversion import convert, load_model
 from .errors import TwinlineError
 from .layout import (
@@ -41,6 +42,7 @@ from .progress import Progress
 from .similarity import SIMILARITIES
 from .sources import find_model, read_config
 from .stored import Stored, block_states, joined, sentence_states
+from .text import TextList, checked_texts, numbered, one_text, text_list
 from .tokenization import check_tokenizer, load_tokenizer
 from .windows import Windows, averages, cut
 
@@ -49,6 +51,8 @@ GPU_TOKENS = 262_144
 SAMPLES, SAMPLE_TOKENS = 64, 24
 """Texts of random tokens on which int8 finds its ranges if no others are given."""
 OVERFLOW = ("error", "warn", "truncate")
+PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
+"""Of vectors that ``encode`` gives."""
 NOT_OURS = {
     "output_value": 'call encoder.model for token states; encode gives "sentence_embedding"',
     "pool": "run one process a device, each with its part of the texts",
@@ -105,14 +109,21 @@ class Reader:
         max_tokens: int | None = None,
         on_overflow: str = "error",
         dtype: str | torch.dtype = "float32",
-        calibration: Sequence[str] | None = None,
+        calibration: Iterable[str] | None = None,
         windows: int | None = None,
     ) -> None:
-        check_overflow(on_overflow)
-        if windows is not None and windows < 8:
-            raise TwinlineError(f"windows must be at least 8 tokens or None, not {windows}.")
-        if max_tokens is not None and max_tokens < 3:
-            raise TwinlineError(f"max_tokens must be at least 3 or None, not {max_tokens}.")
+        one_of("on_overflow", on_overflow, OVERFLOW)
+        windows = whole_number("windows", windows, 8, optional=True)
+        max_tokens = whole_number("max_tokens", max_tokens, 3, optional=True)
+        if similarity is not None:
+            one_of("similarity", similarity, sorted(SIMILARITIES))
+        if calibration is not None:
+            calibration = text_list(calibration, "calibration")
+        target = usable_device(device)
+        if not isinstance(model, (str, Path, TwinlineModel)):
+            raise TwinlineError(
+                f"model must be a folder, a name or a TwinlineModel, not {type(model).__name__}."
+            )
         folder: Path | None = None
         if isinstance(model, TwinlineModel):
             self.model = model
@@ -136,8 +147,6 @@ class Reader:
         prompts = load_prompts(folder) if folder else Prompts()
         self.prompts: dict[str, str] = prompts.texts
         self.default_prompt_name, self.prompts_are_pooled = prompts.default, prompts.pooled
-        if similarity is not None:
-            one_of("similarity", similarity, SIMILARITIES)
         name, head = "cosine", None
         if folder and isinstance(model, TwinlineModel):
             name = declared_similarity(folder) if similarity is None else similarity
@@ -160,12 +169,11 @@ class Reader:
             )
         self.max_tokens, self.on_overflow, self.windows = max_tokens, on_overflow, windows
         self.dtype = check_dtype(dtype)
-        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.hold(target, calibration)
         self.to(target)
         self.eval()
 
-    def hold(self, device: torch.device, calibration: Sequence[str] | None) -> None:
+    def hold(self, device: torch.device, calibration: TextList | None) -> None:
         """Bring the model into ``self.dtype``, for encoding on ``device``."""
         if self.dtype == "auto":
             self.dtype = fastest(device)
@@ -182,7 +190,8 @@ class Reader:
                 words = torch.randint(
                     len(self.tokenizer), (SAMPLES, SAMPLE_TOKENS), generator=generator
                 )
-                calibration = self.tokenizer.batch_decode(words, skip_special_tokens=True)
+                drawn = self.tokenizer.batch_decode(words, skip_special_tokens=True)
+                calibration = text_list(drawn, "calibration")
             ids = token_ids(self.tokenizer, calibration)
             self.model = to_int8(self.model, (torch.tensor([row]) for row in ids if row))
 
@@ -200,10 +209,11 @@ class Reader:
         return self.dimension
 
     def to(self, device: str | torch.device) -> Self:
-        if self.dtype == "int8" and torch.device(device).type != "cpu":
+        target = device_of(device)
+        if self.dtype == "int8" and target.type != "cpu":
             raise TwinlineError(f"dtype int8 is for processors; use bfloat16 on {device}.")
-        nn.Module.to(self.model, device)
-        self.head.to(device)
+        nn.Module.to(self.model, usable_device(target))
+        self.head.to(target)
         return self
 
     def eval(self) -> Self:
@@ -233,22 +243,15 @@ class Reader:
         )
 
     def tokenize(
-        self, texts: Sequence[str], on_overflow: str | None = None, first: int = 1
+        self, texts: Iterable[str], on_overflow: str | None = None
     ) -> tuple[list[list[int]], list[int]]:
         """Token ids that will be read, and every text's full token count.
-
-        ``first`` is the number of the first text in messages.
 
         Raises: TwinlineError for something that is no text, or one above ``max_tokens`` when
             ``on_overflow`` is "error".
         """
-        on_overflow = on_overflow or self.on_overflow
-        check_overflow(on_overflow)
-        for place, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TwinlineError(
-                    f"Text number {place + first} is of type {type(text).__name__}: give strings."
-                )
+        on_overflow = self.overflow(on_overflow)
+        texts = text_list(texts, label=numbered())
         ids = token_ids(self.tokenizer, texts)
         counts = [len(row) for row in ids]
         limit = self.max_tokens
@@ -257,7 +260,7 @@ class Reader:
         longer = [place for place, count in enumerate(counts) if count > limit]
         told = (
             f"{len(longer)} of {len(counts)} texts are longer than max_tokens={limit} "
-            f"(first: number {longer[0] + first} with {counts[longer[0]]} tokens)"
+            f"(first: {texts.label(longer[0])} with {counts[longer[0]]} tokens)"
         )
         if on_overflow == "error":
             raise TwinlineError(
@@ -301,7 +304,7 @@ class Reader:
 
     def encode(
         self,
-        inputs: str | Sequence[str] | None = None,
+        inputs: str | Iterable[str] | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         batch_size: int | None = None,
@@ -315,7 +318,6 @@ class Reader:
         max_batch_tokens: int | None = None,
         on_overflow: str | None = None,
         return_token_counts: bool = False,
-        first: int = 1,
         **others: Any,
     ) -> Any:
         """Vectors of texts, as sentence-transformers' ``encode`` gives them.
@@ -325,7 +327,8 @@ class Reader:
         text has a vector too. A text's vector does not depend on what is encoded beside it.
 
         Args:
-            inputs: a text or a list of texts; ``sentences=`` is accepted as its name.
+            inputs: a text, or texts in order: a list, a tuple, a generator, a NumPy array, a pandas
+                Series, an open text file (one a line); ``sentences=`` is accepted as its name.
             prompt_name, prompt: put before every text, by name or as it is.
             device: moves the encoder there.
             precision: of the vectors: "float32", "int8", "uint8", "binary" or "ubinary".
@@ -334,7 +337,6 @@ class Reader:
             on_overflow: overrides the encoder's.
             return_token_counts: also return every text's full token count (what ``max_tokens``
                 cut counted).
-            first: the number of the first text in messages.
         Returns: (dimension,) for one text, (texts, dimension) for a list: a numpy array, a tensor,
             or with ``convert_to_numpy=False`` a list of tensors; with token counts a pair.
         Raises: TwinlineError for an unknown keyword, prompt or precision, for an input that is not
@@ -347,19 +349,19 @@ class Reader:
             raise TwinlineError(f"encode has no option {name!r}{hint}.")
         if inputs is None:
             raise TwinlineError("encode needs texts: give a string or a list of strings.")
-        if not isinstance(inputs, Iterable):
-            raise TwinlineError(
-                f"encode reads a string or a list of strings, not {type(inputs).__name__}."
-            )
         single = isinstance(inputs, str)
-        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        texts = text_list([inputs] if single else inputs, "inputs", numbered())
+        one_of("precision", precision, PRECISIONS)
+        batch_size = whole_number("batch_size", batch_size, 1, optional=True)
+        max_batch_tokens = whole_number("max_batch_tokens", max_batch_tokens, 1, optional=True)
+        truncate_dim = whole_number("truncate_dim", truncate_dim, optional=True)
         if truncate_dim is not None and not 1 <= truncate_dim <= self.dimension:
             raise TwinlineError(
                 f"truncate_dim must lie between 1 and {self.dimension}, not {truncate_dim}."
             )
         if device is not None:
             self.to(device)
-        ids, counts = self.prepare(texts, prompt_name, prompt, on_overflow, first)
+        ids, counts = self.prepare(texts, prompt_name, prompt, on_overflow)
         vectors = self.encode_ids(ids, max_batch_tokens, batch_size, show_progress_bar)
         if truncate_dim is not None:
             vectors = vectors[:, :truncate_dim]
@@ -384,26 +386,21 @@ class Reader:
         return (result, np.array(counts, dtype=np.int64)) if return_token_counts else result
 
     def prepare(
-        self,
-        texts: list[str],
-        prompt_name: str | None,
-        prompt: str | None,
-        on_overflow: str | None,
-        first: int = 1,
+        self, texts: TextList, prompt_name: str | None, prompt: str | None, on_overflow: str | None
     ) -> tuple[list[list[int]], list[int]]:
         """``tokenize``'s ids and counts of texts behind their prompt, which fit into memory."""
         before = self.prompt(prompt_name, prompt)
         if before:
-            texts = [before + text if isinstance(text, str) else text for text in texts]
-        check_characters(self.model, self.tokenizer, texts, first)
-        ids, counts = self.tokenize(texts, on_overflow, first)
-        check_memory(self.model, [len(row) for row in ids], first)
+            texts = TextList((before + text for text in texts), texts.label)
+        check_characters(self.model, self.tokenizer, texts)
+        ids, counts = self.tokenize(texts, on_overflow)
+        check_memory(self.model, [len(row) for row in ids], texts.label)
         return ids, counts
 
     @torch.inference_mode()
     def store(
         self,
-        inputs: Sequence[str],
+        inputs: Iterable[str],
         prompt_name: str | None = None,
         prompt: str | None = None,
         on_overflow: str | None = None,
@@ -418,16 +415,19 @@ class Reader:
         """
         for name in others:
             raise TwinlineError(f"store, which this score head reads from, has no option {name!r}.")
-        if isinstance(inputs, str) or not len(inputs):
-            raise TwinlineError("store reads a list of one or more texts.")
-        ids, _ = self.prepare(list(inputs), prompt_name, prompt, on_overflow)
+        texts = text_list(inputs, "inputs", numbered(), one="give a list of one or more texts")
+        if not texts:
+            raise TwinlineError("store reads a list of one or more texts, and this one is empty.")
+        ids, _ = self.prepare(texts, prompt_name, prompt, on_overflow)
+        where, which = distinct([tuple(row) for row in ids])
+        kept = [ids[place] for place in where]
         parts: dict[int, Stored] = {}
-        with Progress("encoding", total=len(ids), show=show_progress_bar) as progress:
-            for batch in budget_batches([len(row) for row in ids], self.default_batch_tokens()):
-                kept = self.read([ids[i] for i in batch]).stored().halved()
-                parts |= {i: kept[place : place + 1] for place, i in enumerate(batch)}
+        with Progress("encoding", total=len(kept), show=show_progress_bar) as progress:
+            for batch in budget_batches([len(row) for row in kept], self.default_batch_tokens()):
+                made = self.read([kept[i] for i in batch]).stored().halved()
+                parts |= {i: made[place : place + 1] for place, i in enumerate(batch)}
                 progress.advance(len(batch))
-        return joined([parts[i] for i in range(len(ids))])
+        return joined([parts[i] for i in which])
 
     def encode_iter(
         self, inputs: Iterable[str], *, return_token_counts: bool = False, **options: Any
@@ -441,16 +441,30 @@ class Reader:
             options: ``encode``'s.
         Yields: a vector, or with ``return_token_counts`` a vector and its text's token count.
         """
-        if isinstance(inputs, str):
-            raise TwinlineError("encode_iter reads an iterable of strings: use encode for one.")
+        texts = checked_texts(
+            inputs, "inputs", numbered(), one="give a list of it, or use encode for one"
+        )
+        return self.stream(texts, return_token_counts, options)
+
+    def stream(
+        self, texts: Iterator[str], return_token_counts: bool, options: dict[str, Any]
+    ) -> Iterator[Any]:
+        """What ``encode_iter`` yields of texts that are known to be some."""
         done = 0
-        for window in windows(inputs):
+        for window in windows(texts):
             vectors, counts = self.encode(
-                window, return_token_counts=True, first=done + 1, **options
+                TextList(window, numbered(before=done)), return_token_counts=True, **options
             )
             done += len(window)
             for vector, count in zip(vectors, counts, strict=True):
                 yield (vector, int(count)) if return_token_counts else vector
+
+    def overflow(self, value: str | None) -> str:
+        """What happens to a text that is too long: ``value``, or what the encoder was given."""
+        if value is None:
+            return self.on_overflow
+        one_of("on_overflow", value, OVERFLOW)
+        return value
 
     def default_batch_tokens(self) -> int:
         """Padded tokens of a batch: what a processor's cache or half of a GPU's memory holds."""
@@ -493,6 +507,9 @@ class Reader:
 
         Raises: TwinlineError for a name that is not among ``prompts``.
         """
+        for option, value in (("prompt", prompt), ("prompt_name", name)):
+            if value is not None:
+                one_text(option, value)
         if name is None:
             before = self.default_prompt_text
         elif name in self.prompts:
@@ -513,19 +530,14 @@ class Reader:
         """What stands before every text for which no prompt is chosen."""
         return self.prompts.get(self.default_prompt_name or "", "")
 
-    def encode_query(self, inputs: str | Sequence[str], **options: Any) -> Any:
+    def encode_query(self, inputs: str | Iterable[str], **options: Any) -> Any:
         """``encode`` with the prompt "query", where the model has one."""
         return self.encode(inputs, **self.default_prompt("query", options))
 
-    def encode_document(self, inputs: str | Sequence[str], **options: Any) -> Any:
+    def encode_document(self, inputs: str | Iterable[str], **options: Any) -> Any:
         """``encode`` with the prompt "document", where the model has one."""
         return self.encode(inputs, **self.default_prompt("document", options))
 
     def default_prompt(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
         given = "prompt" in options or "prompt_name" in options
         return options if given or name not in self.prompts else {**options, "prompt_name": name}
-
-
-def check_overflow(value: str) -> None:
-    if value not in OVERFLOW:
-        raise TwinlineError(f"on_overflow must be one of {', '.join(OVERFLOW)}, not {value!r}.")

@@ -4,56 +4,15 @@ from __future__ import annotations
 
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Literal,
-    TypeVar,
-    Union,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
+from .arguments import complaint, hints_of
 from .errors import TwinlineError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Options = TypeVar("Options", bound="DataclassInstance")
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text",
-         NoneType: "null"}  # fmt: skip
-"""What a value of each plain type is called."""
-
-
-def allowed(hint: Any) -> list[str]:
-    """What an option of a type takes, in words; empty where that is not checked here."""
-    if get_origin(hint) is Literal:
-        return [f"one of {', '.join(map(str, get_args(hint)))}"]
-    if get_origin(hint) in (Union, UnionType):
-        inner = [allowed(one) for one in get_args(hint)]
-        return [word for words in inner for word in words] if all(inner) else []
-    if get_origin(hint) is tuple:
-        inner = get_args(hint)[0]
-        return ["a list of options" if is_dataclass(inner) else "a list"]
-    return [WORDS[hint]] if hint in WORDS else []
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a recipe's plain value is of an option's type; a list's items are not looked at."""
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) in (Union, UnionType):
-        return any(fits(value, one) for one in get_args(hint))
-    if get_origin(hint) is tuple:
-        return isinstance(value, list)
-    if hint is bool or isinstance(value, bool):
-        return hint is bool and isinstance(value, bool)
-    if hint is float:
-        return isinstance(value, (int, float))
-    return hint not in WORDS or isinstance(value, hint)
 
 
 def build(kind: type[Options], values: dict[str, Any], where: str) -> Options:
@@ -61,7 +20,7 @@ def build(kind: type[Options], values: dict[str, Any], where: str) -> Options:
 
     Raises: TwinlineError naming ``where``, the key and what is allowed.
     """
-    hints = get_type_hints(kind)
+    hints = hints_of(kind)
     known = {f.name: f for f in fields(kind)}
     made: dict[str, Any] = {}
     for name, value in values.items():
@@ -71,12 +30,6 @@ def build(kind: type[Options], values: dict[str, Any], where: str) -> Options:
             if not isinstance(value, dict):
                 raise TwinlineError(f"{where}: {name} must hold options, not {value!r}.")
             value = build(hints[name], value, f"{where}: {name}")
-        elif (words := allowed(hints[name])) and not fits(value, hints[name]):
-            number = isinstance(value, str) and "a number" in words
-            hint = " (write 1.0e-4 for 1e-4)" if number else ""
-            raise TwinlineError(
-                f"{where}: {name} must be {' or '.join(words)}, not {value!r}{hint}."
-            )
         inner = get_args(hints[name])
         if inner and is_dataclass(inner[0]):  # a tuple of options
             if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
@@ -85,6 +38,8 @@ def build(kind: type[Options], values: dict[str, Any], where: str) -> Options:
                 build(cast(Any, inner[0]), one, f"{where}: {name}, number {number}")
                 for number, one in enumerate(value, 1)
             ]
+        if wrong := complaint(name, value, hints[name], in_file=True):
+            raise TwinlineError(f"{where}: {wrong}")
         made[name] = tuple(value) if isinstance(value, list) else value
     try:
         return kind(**made)

@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .options import DistillOptions, ModelOptions, RetrievalOptions, TeachOptions, TransferOptions
+from .options import (
+    DistillOptions,
+    ModelOptions,
+    Options,
+    RetrievalOptions,
+    TeachOptions,
+    TransferOptions,
+)
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(Options):
     """Which pairs are read."""
 
     data: str = "stsb"
@@ -66,7 +73,7 @@ class DistillRecipe(DataOptions):
 
 
 @dataclass(frozen=True)
-class RetrievalRecipe:
+class RetrievalRecipe(Options):
     """``twinline retrieval``: a student trained to find long documents."""
 
     base: str = "all-MiniLM-L6-v2"

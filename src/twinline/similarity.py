@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import TwinlineError
 from .stca import STCA
 from .stored import FAINT, Stored
 
@@ -190,7 +189,5 @@ def ranking(
     scores: np.ndarray[Any, Any], documents: Sequence[str], top_k: int | None, with_text: bool
 ) -> list[Ranked]:
     """``documents`` by their ``scores`` (documents,), best first; ties in the order given."""
-    if top_k is not None and top_k < 1:
-        raise TwinlineError(f"top_k must be at least 1 or None, not {top_k}.")
     order = np.argsort(-scores, kind="stable")[:top_k].tolist()
     return [Ranked(i, float(scores[i]), documents[i] if with_text else None) for i in order]

@@ -1,24 +1,23 @@
 """Teacher: what scores pairs for a student to learn from, cross-encoders and twins behind one face.
 
-A scorer's scale is declared, never guessed: "logit" (any number; its sigmoid is the score), "unit"
-(already 0 to 1) or a pair ``(low, high)``. A teacher's scores are always on the unit scale; those
-of several scorers are averaged there.
+A scorer's scale is declared, never guessed (``scales``). A teacher's scores are always on the unit
+scale; those of several scorers are averaged there.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from .batching import budget_batches, pad
-from .cache import Pair, ScoreCache
+from .arguments import flag, one_of, usable_device, whole_number
+from .batching import budget_batches, distinct, pad
+from .cache import ScoreCache
 from .checkpoints import load_classifier, longest_input
 from .config import TwinlineConfig
 from .encoder import Encoder
@@ -29,47 +28,25 @@ from .hashing import fingerprint
 from .layout import check_prompts
 from .ownership import CARD, is_card
 from .progress import Progress
+from .scales import COSINE, REGRESSOR, Range, Scale, Scores, check_scale, off_scale, spelled
+from .scales import to_unit as to_unit
 from .similarity import Ranked, ranking
 from .sources import find_model, read_config, read_json
-from .text import clean_text
+from .text import Pair, PairList, clean_text, one_text, pair_list, text_list
 from .tokenization import load_tokenizer
 
-Scale = str | tuple[float, float]
-Scores = NDArray[np.float64]
 OVERFLOW = ("error", "warn", "truncate", "windows")
 MAX_BATCH_TOKENS = 8192
 CHUNK = 1024
 """Pairs scored between two writes to the cache."""
 
 
-def check_scale(scale: Any) -> Scale:
-    """``scale`` if it is one.
-
-    Raises: TwinlineError if it is not "logit", "unit" or two rising numbers.
-    """
-    if scale in ("logit", "unit"):
-        return str(scale)
-    if isinstance(scale, Sequence) and not isinstance(scale, str) and len(scale) == 2:
-        low, high = float(scale[0]), float(scale[1])
-        if low < high:
-            return low, high
-    raise TwinlineError(f'scale must be "logit", "unit" or (low, high), not {scale!r}.')
-
-
-def to_unit(scores: Scores, scale: Scale) -> Scores:
-    """Scores on a declared scale, on the unit scale."""
-    if scale == "logit":
-        return 1 / (1 + np.exp(-scores))
-    if scale == "unit":
-        return scores
-    low, high = float(scale[0]), float(scale[1])
-    return (scores - low) / (high - low)
-
-
 class Scorer(Protocol):
     """Scores pairs on its declared scale."""
 
     scale: Scale
+    bounds: Range
+    """Where its scores may lie, on the unit scale."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -105,6 +82,8 @@ class CrossEncoderScorer:
             counts: MaxP, Dai & Callan, arXiv 1905.09217).
     """
 
+    bounds = REGRESSOR
+
     def __init__(
         self, model: Any, tokenizer: Any, scale: Scale, on_overflow: str = "error"
     ) -> None:
@@ -133,6 +112,7 @@ class CrossEncoderScorer:
         return cls(model, load_tokenizer(folder), scale, on_overflow)
 
     def __call__(self, pairs: Sequence[Pair]) -> Scores:
+        pairs = pair_list(pairs)
         rows = pair_rows(self.tokenizer, pairs)
         owner = list(range(len(pairs)))
         if self.limit is not None:
@@ -150,7 +130,7 @@ class CrossEncoderScorer:
         return best
 
     def fit(
-        self, pairs: Sequence[Pair], rows: list[tuple[list[int], list[int]]]
+        self, pairs: PairList, rows: list[tuple[list[int], list[int]]]
     ) -> tuple[list[tuple[list[int], list[int]]], list[int]]:
         """Rows that fit the model's positions, and whose each is."""
         limit = int(self.limit or 0)
@@ -158,8 +138,8 @@ class CrossEncoderScorer:
         if not longer:
             return rows, list(range(len(rows)))
         told = (
-            f"{len(longer)} of {len(rows)} pairs are longer than the teacher's {limit} tokens "
-            f"(first: number {longer[0] + 1} with {len(rows[longer[0]][0])})"
+            f"{len(longer)} of {len(rows)} pairs read together are longer than the teacher's "
+            f"{limit} tokens (first: {pairs.label(longer[0], None)} with {len(rows[longer[0]][0])})"
         )
         if self.on_overflow == "error":
             raise TwinlineError(
@@ -209,6 +189,8 @@ class CrossEncoderScorer:
 class TwinScorer:
     """A twin encoder as a scorer; cosine scores of a trained student are on the unit scale."""
 
+    bounds = COSINE
+
     def __init__(self, encoder: Encoder, scale: Scale) -> None:
         self.encoder, self.scale = encoder, scale
 
@@ -218,7 +200,8 @@ class TwinScorer:
         return self.encoder.fingerprint
 
     def __call__(self, pairs: Sequence[Pair]) -> Scores:
-        scores = self.encoder.score([a for a, _ in pairs], [b for _, b in pairs])
+        pairs = pair_list(pairs)
+        scores = self.encoder.score(pairs.side(0), pairs.side(1))
         return np.asarray(scores, dtype=np.float64)
 
 
@@ -247,12 +230,23 @@ class Teacher:
     ) -> None:
         if not sources:
             raise TwinlineError("A teacher needs at least one scorer.")
-        if on_overflow not in OVERFLOW:
-            raise TwinlineError(
-                f"on_overflow must be one of {', '.join(OVERFLOW)}, not {on_overflow!r}."
-            )
-        if isinstance(scale, list) and len(scale) != len(sources):
-            raise TwinlineError(f"{len(sources)} sources need as many scales, not {len(scale)}.")
+        for source in sources:
+            if not isinstance(source, (str, Path, Encoder)):
+                raise TwinlineError(
+                    "A teacher's sources are folders, names or encoders, one argument each, not "
+                    f"of type {type(source).__name__}."
+                )
+        one_of("on_overflow", on_overflow, OVERFLOW)
+        both_orders = flag("both_orders", both_orders)
+        if device is not None:
+            device = str(usable_device(device))
+        if isinstance(scale, list):
+            if len(scale) != len(sources):
+                raise TwinlineError(
+                    f"{len(sources)} sources need as many scales, not {len(scale)}; the ends of "
+                    "one scale go into a tuple, (low, high)."
+                )
+            scale = [None if one is None else check_scale(one) for one in scale]
         declared = scale if isinstance(scale, list) else [None] * len(sources)
         fallback = None if scale is None or isinstance(scale, list) else check_scale(scale)
         self.both_orders, self.device, self.on_overflow = both_orders, device, on_overflow
@@ -304,54 +298,67 @@ class Teacher:
         self.scorers.append(scorer)
         self.places.append(str(folder))
 
-    def predict(
-        self, pairs: Sequence[Pair] | Sequence[Sequence[str]], show_progress: bool | None = False
-    ) -> Scores:
-        """Scores (pairs,) on the unit scale; known ones come from the cache."""
-        given = []
-        for number, pair in enumerate(pairs, 1):
-            if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-                raise TwinlineError(f"Pair number {number} is no pair of texts: {pair!r:.60}.")
-            given.append((pair[0], pair[1]))
+    def predict(self, pairs: Iterable[Iterable[str]], show_progress: bool | None = False) -> Scores:
+        """Scores (pairs,) on the unit scale, each distinct pair's computed once; known ones come
+        from the cache.
+
+        Raises: TwinlineError if ``pairs`` are none, one is too long under ``on_overflow="error"``,
+            or a score lies off its declared scale.
+        """
+        given = pair_list(pairs)
+        where, which = distinct(given)
+        unique = given.at(where)
         key = self.fingerprint if self.cache else ""
-        known = self.cache.get(key, given) if self.cache else [None] * len(given)
+        known = self.cache.get(key, unique) if self.cache else [None] * len(unique)
         todo = [place for place, score in enumerate(known) if score is None]
         scores = np.array([np.nan if score is None else score for score in known])
         with Progress("teacher", total=len(todo), show=show_progress) as progress:
             for start in range(0, len(todo), CHUNK):
                 places = todo[start : start + CHUNK]
-                chunk = [given[place] for place in places]
+                chunk = unique.at(places)
                 scores[places] = self.fresh(chunk)
                 if bad := [place for place in places if not np.isfinite(scores[place])]:
                     raise TwinlineError(
-                        f"The teacher's score of pair {bad[0] + 1} is not a number: look at its "
-                        "weights."
+                        f"The teacher's score of pair {where[bad[0]] + 1} is not a number: look at "
+                        "its weights."
                     )
                 if self.cache:
                     self.cache.put(key, chunk, scores[places].tolist())
                 progress.advance(len(places))
-        return scores
+        return scores[which]
 
-    def fresh(self, pairs: Sequence[Pair]) -> Scores:
-        """Scores computed now."""
+    def fresh(self, pairs: PairList) -> Scores:
+        """Scores computed now; NaN where a scorer gives no number.
+
+        Raises: TwinlineError if one lies off its scorer's declared scale.
+        """
         total = np.zeros(len(pairs))
         for scorer in self.scorers:
-            unit = to_unit(scorer(pairs), scorer.scale)
+            unit = unit_scores(scorer, pairs)
             if self.both_orders and not symmetric(scorer):
-                unit = (unit + to_unit(scorer([(b, a) for a, b in pairs]), scorer.scale)) / 2
+                unit = (unit + unit_scores(scorer, pairs.turned())) / 2
             total += unit
         return total / len(self.scorers)
 
     def rank(
         self,
         query: str,
-        documents: Sequence[str],
+        documents: Iterable[str],
         top_k: int | None = None,
         return_documents: bool = False,
     ) -> list[Ranked]:
-        """``documents`` by their score with ``query``, best first; ties in the order given."""
-        scores = self.predict([(query, document) for document in documents])
-        return ranking(scores, documents, top_k, return_documents)
+        """``documents`` by their score with ``query``, best first; ties in the order given.
+
+        Raises: TwinlineError as ``predict``.
+        """
+        top_k = whole_number("top_k", top_k, 1, optional=True)
+        asked, texts = one_text("query", query), text_list(documents, "documents")
+
+        def label(place: int, side: int | None) -> str:
+            return "the query" if side == 0 else texts.label(place)
+
+        scores = self.predict(PairList(((asked, text) for text in texts), label))
+        return ranking(scores, texts, top_k, return_documents)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write a teacher's card into a folder, which may hold a scorer, or anything else.
@@ -371,6 +378,23 @@ class Teacher:
             members.append({"path": scorer_path, "scale": scorer.scale})
         with whole_folder(path, overwrite=overwrite) as folder:
             write_card(folder, members, self.both_orders)
+
+
+def unit_scores(scorer: Scorer, pairs: PairList) -> Scores:
+    """What a scorer gives, on the unit scale; NaN where it is no number.
+
+    Raises: TwinlineError if one lies off the scale that is declared for it.
+    """
+    scores = scorer(pairs)
+    scores = np.where(np.isfinite(scores), scores, np.nan)
+    place = off_scale(scores, scorer.scale, scorer.bounds)
+    if place is not None:
+        raise TwinlineError(
+            f"The score {scores[place]:g} of {pairs.label(place, None)} lies off the scale "
+            f"{spelled(scorer.scale)} that is declared for the teacher's scorer: declare what it "
+            "gives, scale='logit' or (low, high)."
+        )
+    return to_unit(scores, scorer.scale)
 
 
 def symmetric(scorer: Scorer) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ahead import in_order
+from ..arguments import one_of, whole_number
 from ..batching import token_ids
 from ..errors import TwinlineError
 from ..files import whole_file
@@ -87,10 +88,8 @@ class Builder:
         carrier: Carrier | None,
         seed: int = 0,
     ) -> None:
-        if construction not in CONSTRUCTIONS:
-            raise TwinlineError(
-                f"construction must be one of {', '.join(CONSTRUCTIONS)}, not {construction!r}."
-            )
+        one_of("construction", construction, CONSTRUCTIONS)
+        seed = whole_number("seed", seed)
         if carrier is None and construction != "repeat":
             raise TwinlineError(f"The construction {construction} needs a carrier: give prose.")
         if construction in ("keyed", "composite") and len(pairs) < 2:
@@ -111,6 +110,7 @@ class Builder:
         Raises: TwinlineError if a sentence, or what goes with it, is longer than that, or the
             carrier is too short.
         """
+        length = whole_number("length", length)
         if not LEAST <= length <= MOST:
             raise TwinlineError(f"length must lie between {LEAST} and {MOST:,}, not {length}.")
         key = f"{self.seed} {self.construction} {length} {row} {epoch}"
@@ -366,10 +366,11 @@ def long_pairs(
         workers: processes that make them; 0: this one.
     Raises: TwinlineError as ``Builder``; or if no pair fits.
     """
+    length, workers = whole_number("length", length), whole_number("workers", workers, 0)
     builder = Builder(pairs, construction, tokenizer, carrier, seed)
     made: list[LongPair] = []
     fit: list[int] = []
-    wanted = range(len(pairs)) if rows is None else rows
+    wanted = range(len(pairs)) if rows is None else [row_of(pairs, row) for row in rows]
 
     def make(row: int) -> LongPair | None:
         try:
@@ -401,6 +402,19 @@ def long_pairs(
     )
     places = np.array([[pair.place1, pair.place2] for pair in made])
     return LongPairs(longer, np.array(fit, dtype=np.int64), places, len(wanted) - len(made))
+
+
+def row_of(pairs: Pairs, row: int) -> int:
+    """The number of a pair, counted from 0.
+
+    Raises: TwinlineError if there is none.
+    """
+    number: int = whole_number("rows", row, 0)
+    if number >= len(pairs):
+        raise TwinlineError(
+            f"rows must be below the {len(pairs)} pairs of {pairs.name}, not {row}."
+        )
+    return number
 
 
 def write_parquet(made: LongPairs, path: str | Path) -> None:

@@ -7,39 +7,56 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import checked
 from ..errors import TwinlineError
+from ..scales import LABELS, Range, check_range, off_scale, score_vector
 from ..statistics import is_constant
+from ..text import text_list
 from .tables import PAIR_COLUMNS, Source, Table, read_table
 from .texts import data_folder
-
-Scale = tuple[float, float]
 
 SCORE_COLUMNS = ("score", "label")
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pairs of texts, in order, with their scores if they have any."""
+    """Pairs of texts, in order, with their scores if they have any.
+
+    Raises: TwinlineError if the columns are no texts and no numbers, differ in length, or a score
+        lies off the scale.
+    """
 
     sentence1: list[str]
     sentence2: list[str]
     score: NDArray[np.float64] | None
     """``(pairs,)``; a higher score is a closer pair, unless ``scale`` is None."""
-    scale: Scale | None
+    scale: Range | None
     """The scores of the most distant and the closest pair; None for class numbers."""
     name: str
     split: str
 
     def __post_init__(self) -> None:
-        lengths = {len(self.sentence1), len(self.sentence2)}
+        columns: dict[str, Any] = {
+            name: list(text_list(getattr(self, name), f"{name} of {self.name}"))
+            for name in ("sentence1", "sentence2")
+        }
         if self.score is not None:
-            lengths.add(len(self.score))
-        if len(lengths) > 1:
+            columns["score"] = score_vector(self.score, f"score of {self.name}")
+        if len(set(map(len, columns.values()))) > 1:
             raise TwinlineError(f"{self.name}: the columns of pairs differ in length.")
+        if self.scale is not None:
+            columns["scale"] = check_range(self.scale)
+        for name, value in columns.items():
+            object.__setattr__(self, name, value)
+        if self.score is not None and self.scale is not None:
+            place = off_scale(self.score, self.scale, LABELS)
+            if place is not None:
+                raise off(f"{self.name}, pair {place + 1}", "score", self.score[place], self.scale)
 
     def __len__(self) -> int:
         return len(self.sentence1)
@@ -67,11 +84,19 @@ class Pairs:
         return (self.score - low) / (high - low)
 
 
+def off(place: str, column: str, score: float, scale: Range) -> TwinlineError:
+    """What is said of a score that lies off its scale."""
+    return TwinlineError(
+        f"{place}: the {column} {score:g} lies outside the scale {scale[0]:g} to {scale[1]:g}; "
+        "correct the row or the scale."
+    )
+
+
 @dataclass(frozen=True)
 class Task:
     """A public set of pairs."""
 
-    scale: Scale | None
+    scale: Range | None
     """None: three classes, whose numbers are no scale."""
     splits: tuple[str, ...]
     """The splits whose labels are public; the second is the one to validate on."""
@@ -154,7 +179,7 @@ def _from_hub(name: str, split: str, file: Path | None) -> Table:
 def load_pairs(
     source: Source,
     *,
-    scale: Scale | None = None,
+    scale: Range | None = None,
     columns: Sequence[str] | None = None,
     need_score: bool = True,
 ) -> Pairs:
@@ -172,6 +197,7 @@ def load_pairs(
         TwinlineError: it cannot be read, a column or a value is missing, a text is no text, a
             score is not a finite number on the scale, or all scores are the same.
     """
+    columns = checked("columns", columns, tuple[str, ...] | None)
     table = read_table(source)
     found = _columns(table, columns, need_score)
     if not need_score:
@@ -182,10 +208,7 @@ def load_pairs(
             f"{table.source} has scores from {scores.min():g} to {scores.max():g} on no declared "
             "scale: give --scale LOW HIGH (scale=(LOW, HIGH)), as in --scale 0 5."
         )
-    low, high = scale
-    if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise TwinlineError(f"scale must go from a lower number to a higher, not {low} to {high}.")
-    pairs = _pairs(table, found, scale)
+    pairs = _pairs(table, found, check_range(scale))
     if pairs.score is not None and is_constant(pairs.score):
         raise TwinlineError(
             f"{table.source}: all {len(pairs)} scores are {pairs.score[0]:g} (one class only), so "
@@ -198,7 +221,7 @@ def load(
     source: Source,
     split: str | None = None,
     *,
-    scale: Scale | None = None,
+    scale: Range | None = None,
     columns: Sequence[str] | None = None,
     need_score: bool = True,
     data: str | Path | None = None,
@@ -271,17 +294,14 @@ def _missing(table: Table, what: str) -> TwinlineError:
 
 
 def _pairs(
-    table: Table, columns: tuple[str, str, str], scale: Scale | None, factor: float = 1.0
+    table: Table, columns: tuple[str, str, str], scale: Range | None, factor: float = 1.0
 ) -> Pairs:
     first, second, score = columns
     scores = _numbers(table, score) * factor if score else None
     if scores is not None and scale is not None:
-        outside = np.flatnonzero((scores < scale[0]) | (scores > scale[1]))
-        if outside.size:
-            raise TwinlineError(
-                f"{table.place(outside[0])}: the {score} {scores[outside[0]]:g} lies outside the "
-                f"scale {scale[0]:g} to {scale[1]:g}; correct the row or the scale."
-            )
+        outside = off_scale(scores, scale, LABELS)
+        if outside is not None:
+            raise off(table.place(outside), score, scores[outside], scale)
     name = Path(table.source).name
     return Pairs(table.texts(first), table.texts(second), scores, scale, name, "all")
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TwinlineError
+from ..text import text_list
 from .tables import Table, read_table
 from .texts import data_folder
 
@@ -21,7 +22,11 @@ ASKED = {"question": "query", "answer": "answer"}
 
 @dataclass(frozen=True, eq=False)
 class Retrieval:
-    """Queries of one split, and documents among which each has one that it is about."""
+    """Queries of one split, and documents among which each has one that it is about.
+
+    Raises: TwinlineError if queries or documents are no texts, or ``relevant`` names a document
+        that is not there.
+    """
 
     queries: list[str]
     relevant: NDArray[np.int64]
@@ -31,6 +36,26 @@ class Retrieval:
     split: str
     ambiguous: int
     """Distinct queries left out because they serve more than one document."""
+
+    def __post_init__(self) -> None:
+        for name in ("queries", "documents"):
+            texts = text_list(getattr(self, name), f"{name} of {self.name}")
+            object.__setattr__(self, name, list(texts))
+        relevant = np.asarray(self.relevant)
+        if relevant.shape != (len(self.queries),) or (
+            relevant.size and relevant.dtype.kind not in "iu"
+        ):
+            raise TwinlineError(
+                f"{self.name}: relevant must be a whole number for each of {len(self.queries)} "
+                f"queries, not {relevant.dtype} {relevant.shape}."
+            )
+        outside = np.flatnonzero((relevant < 0) | (relevant >= len(self.documents)))
+        if outside.size:
+            raise TwinlineError(
+                f"{self.name}: query {outside[0] + 1} is about document {relevant[outside[0]]}, "
+                f"counted from 0, but there are {len(self.documents)}."
+            )
+        object.__setattr__(self, "relevant", relevant.astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.queries)

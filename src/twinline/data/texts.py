@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..arguments import whole_number
 from ..errors import TwinlineError
 from ..text import clean_text
 from .tables import Source, existing_file, read_table, unreadable
@@ -48,8 +49,7 @@ def load_texts(
     Raises:
         TwinlineError: a source cannot be read or holds no text.
     """
-    if limit is not None and limit < 1:
-        raise TwinlineError(f"limit must be at least 1, not {limit}.")
+    limit = whole_number("limit", limit, 1, optional=True)
     found: dict[str, None] = {}
     for one in source if isinstance(source, (list, tuple)) else [source]:
         for text in _texts_of(one):
@@ -169,8 +169,7 @@ def stretches(document: str, words: int, seed: int) -> Iterator[str]:
     Raises:
         TwinlineError: ``words`` is below 1.
     """
-    if words < 1:
-        raise TwinlineError(f"words must be at least 1, not {words}.")
+    words = whole_number("words", words, 1)
     skipped = random.Random(seed).random() * words
     stretch: list[str] = []
     length = passed = 0

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..attention import Lent
@@ -25,11 +24,11 @@ from ..loop import Batch, Run, deciding, held, train
 from ..model import TwinlineModel
 from ..options import DistillOptions
 from ..reading import Reading
+from ..scales import COSINE, Scores, off_scale, score_vector
 from ..statistics import is_constant, pearson
 from .lengths import LongSteps
 from .losses import astray, overlooked, scattered
 
-Scores = NDArray[np.float64]
 ADDED = (".pool.", ".attention.", ".local.", "head.")
 """In the names of parameters that no pretrained encoder has."""
 
@@ -293,13 +292,15 @@ def check(
     if options.alpha < 1 and pairs.score is None:
         raise TwinlineError(f"{pairs.name} has no scores: set alpha to 1, or give labelled pairs.")
     if teacher_scores is not None:
-        if len(teacher_scores) != len(pairs):
+        scores = score_vector(teacher_scores, "teacher_scores")
+        if len(scores) != len(pairs):
+            raise TwinlineError(f"{len(scores)} teacher scores do not fit {len(pairs)} pairs.")
+        bad = off_scale(scores, "unit", COSINE)
+        if bad is not None:
             raise TwinlineError(
-                f"{len(teacher_scores)} teacher scores do not fit {len(pairs)} pairs."
+                f"The teacher's score {scores[bad]:g} of pair {bad + 1} is not on the unit scale: "
+                "give what Teacher.predict gives, or bring the scores to 0 … 1."
             )
-        if not np.isfinite(teacher_scores).all():
-            bad = int(np.flatnonzero(~np.isfinite(teacher_scores))[0]) + 1
-            raise TwinlineError(f"The teacher's score of pair {bad} is not a number.")
     if extra is not None and options.alpha == 0:
         raise TwinlineError("Extra pairs have no labels: they need alpha above 0.")
     pooling = student.model.config.pooling
