@@ -62,7 +62,7 @@ def against_labels(scores: Scores, pairs: Pairs, resamples: int = 2000) -> Evalu
     if pairs.score is None:
         raise TwinlineError(f"{pairs.name} has no scores to evaluate against.")
     gold = pairs.unit_score  # refuses class numbers, which are no scale
-    if np.isfinite(scores).all() and is_constant(scores):
+    if len(scores) and np.isfinite(scores).all() and is_constant(scores):
         raise UndefinedCorrelation(
             f"The correlation is undefined: all {len(scores)} predicted scores of {pairs.name} are "
             f"{scores[0]:g}, but for rounding; give pairs of different texts, or another model if "

@@ -48,7 +48,7 @@ def find_model(name: str | Path) -> Path:
 
     Raises: TwinlineError that says where it was looked for and what to do.
     """
-    path = Path(name).expanduser()
+    path = path_of(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise TwinlineError(
@@ -106,6 +106,23 @@ def find_model(name: str | Path) -> Path:
         tried.append("the hub (no answer, or no such model)")
     told = "; ".join(tried)
     raise TwinlineError(f"No model {str(name)!r} was found; tried {told}. Please {remedy}.")
+
+
+def path_of(name: Any) -> Path:
+    """A model's path or name as a path.
+
+    Raises: TwinlineError if it can be none.
+    """
+    try:
+        if not isinstance(name, (str, Path)) or not str(name):
+            raise TypeError
+        path = Path(name).expanduser()
+        path.exists()  # fails for what no path can be: too long, or with a NUL in it
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise TwinlineError(
+            f"A model is named by its folder's path or its name, not {name!r:.60}."
+        ) from error
+    return path
 
 
 def is_cross_encoder(folder: Path) -> bool:

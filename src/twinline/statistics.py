@@ -193,7 +193,7 @@ def clustered_mean(
     """
     import numpy as np
 
-    found, which = _same_length(np.asarray(values, np.float64), np.asarray(clusters))
+    found, which = _same_length(_numbers(values), np.asarray(clusters))
     _, which = np.unique(which, return_inverse=True)
     sums, sizes = np.bincount(which, weights=found), np.bincount(which)
     drawn = np.concatenate([(c @ sums) / (c @ sizes) for c in _counts(len(sums), resamples, seed)])
@@ -231,8 +231,23 @@ def is_constant(values: ArrayLike) -> bool:
     """Whether finite ``values`` are all the same, but for rounding (``ROUNDING``)."""
     import numpy as np
 
-    found = np.asarray(values, np.float64)
+    found = _numbers(values)
     return not found.size or bool(np.ptp(found) <= ROUNDING * np.abs(found).max())
+
+
+def _numbers(values: Any) -> Vector:
+    """What can be read as numbers.
+
+    Raises: TwinlineError if ``values`` cannot.
+    """
+    import numpy as np
+
+    try:
+        return np.asarray(values, np.float64)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TwinlineError(
+            f"A correlation is of two lists of numbers; one is of type {type(values).__name__}."
+        ) from error
 
 
 def _point(kind: str) -> Any:
@@ -254,7 +269,7 @@ def _same_length(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], NDArra
 def _checked(a: ArrayLike, b: ArrayLike) -> tuple[Vector, Vector]:
     import numpy as np
 
-    first, second = _same_length(np.asarray(a, np.float64), np.asarray(b, np.float64))
+    first, second = _same_length(_numbers(a), _numbers(b))
     for vector, side in ((first, "first"), (second, "second")):
         finite = np.isfinite(vector)
         if not finite.all():

@@ -31,7 +31,7 @@ from .progress import Progress
 from .scales import COSINE, REGRESSOR, Range, Scale, Scores, check_scale, off_scale, spelled
 from .scales import to_unit as to_unit
 from .similarity import Ranked, ranking
-from .sources import find_model, read_config, read_json
+from .sources import find_model, path_of, read_config, read_json
 from .text import Pair, PairList, clean_text, one_text, pair_list, text_list
 from .tokenization import load_tokenizer
 
@@ -270,7 +270,7 @@ class Teacher:
             self.scorers.append(TwinScorer(source, check_scale(declared or "unit")))
             self.places.append(None)
             return
-        path = Path(source).expanduser().absolute()
+        path = path_of(source).absolute()
         if declared is None and (path / CARD).is_file():
             if not is_card(path / CARD):
                 raise TwinlineError(f"{path / CARD} lists no members with a path and a scale.")
@@ -392,7 +392,7 @@ def unit_scores(scorer: Scorer, pairs: PairList) -> Scores:
         raise TwinlineError(
             f"The score {scores[place]:g} of {pairs.label(place, None)} lies off the scale "
             f"{spelled(scorer.scale)} that is declared for the teacher's scorer: declare what it "
-            "gives, scale='logit' or (low, high)."
+            "gives, as in scale=['logit'] or scale=[(low, high)], one for each source."
         )
     return to_unit(scores, scorer.scale)
 
