@@ -128,6 +128,8 @@ class Encoder(Reader):
         Raises: TwinlineError if they are none, or rounded to 8 bits.
         """
         try:
+            if isinstance(given, (list, tuple)) and all(isinstance(v, np.ndarray) for v in given):
+                given = np.stack(given) if given else []
             if isinstance(given, np.ndarray):
                 given = np.ascontiguousarray(given)  # torch takes no reversed rows
             if isinstance(given, (list, tuple)) and any(isinstance(one, Tensor) for one in given):

@@ -391,8 +391,8 @@ def unit_scores(scorer: Scorer, pairs: PairList) -> Scores:
     if place is not None:
         raise TwinlineError(
             f"The score {scores[place]:g} of {pairs.label(place, None)} lies off the scale "
-            f"{spelled(scorer.scale)} that is declared for the teacher's scorer: declare what it "
-            "gives, as in scale=['logit'] or scale=[(low, high)], one for each source."
+            f"{spelled(scorer.scale)} that is declared for it: declare scale='logit' or (low, "
+            "high); a twin's stands in a list, scale=['logit']."
         )
     return to_unit(scores, scorer.scale)
 

@@ -55,7 +55,7 @@ def test_equal_tokens_means_fewer_pairs_where_texts_are_long() -> None:
         ({"shares": (0.5, 0.5, 0.5)}, "1 in all"),
         ({"mean": 1.0}, "mean must lie between"),
         ({"edge": 0.5, "mean": 0.2}, "no U-shaped Beta"),
-        ({"equal": "seconds"}, "pairs or tokens"),
+        ({"equal": "seconds"}, "equal must be one of pairs, tokens, not"),
     ],
 )
 def test_what_contradicts_itself_is_refused(options: dict[str, object], told: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TwinlineError
+from ..text import text_list
 from .prose import builtin_prose
 from .tables import Source, read_table
 from .texts import DOCUMENTS, data_folder, sentences
@@ -40,12 +41,18 @@ class Carrier:
         documents: text by name.
         tokenizer: what counts tokens.
         name: in messages.
-    Raises: TwinlineError if there is no sentence in them.
+    Raises: TwinlineError if there is no sentence in them, or they are no texts.
     """
 
     def __init__(self, documents: Mapping[str, str], tokenizer: Any, name: str) -> None:
         self.name, self.tokenizer = name, tokenizer
-        texts = [found for text in documents.values() if (found := sentences(text))]
+        if not isinstance(documents, Mapping):
+            raise TwinlineError(
+                f"The carrier {name} needs texts by name, {{name: text}}, not "
+                f"{type(documents).__name__}."
+            )
+        prose = text_list(documents.values(), f"the carrier {name}")
+        texts = [found for text in prose if (found := sentences(text))]
         if len(texts) == 1:  # its halves, so that a pair's sides have a document each
             middle = len(texts[0]) // 2
             texts = [half for half in (texts[0][:middle], texts[0][middle:]) if half]

@@ -411,9 +411,7 @@ def row_of(pairs: Pairs, row: int) -> int:
     """
     number: int = whole_number("rows", row, 0)
     if number >= len(pairs):
-        raise TwinlineError(
-            f"rows must be below the {len(pairs)} pairs of {pairs.name}, not {row}."
-        )
+        raise TwinlineError(f"rows are below {len(pairs)}, the pairs of {pairs.name}, not {row}.")
     return number
 
 

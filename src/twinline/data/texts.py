@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..arguments import whole_number
 from ..errors import TwinlineError
-from ..text import clean_text
+from ..text import clean_text, one_text
 from .tables import Source, existing_file, read_table, unreadable
 
 DOCUMENTS = {"novels": "train", "qmsum": "train-documents", "squality": "train-documents"}
@@ -144,9 +144,12 @@ def sentences(document: str) -> list[str]:
     but I. do not end one. Known limits: other abbreviations before a capital split too much, a
     sentence that ends in an initial or begins in lower case is not split off, and a heading
     counts as a sentence.
+
+    Raises:
+        TwinlineError: ``document`` is no string.
     """
     found = []
-    for paragraph in _PARAGRAPH.split(document):
+    for paragraph in _PARAGRAPH.split(one_text("document", document)):
         start = 0
         for end in _END.finditer(paragraph):
             before = paragraph[max(start, end.end() - _LONGEST_ABBREVIATION) : end.end()]

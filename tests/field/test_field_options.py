@@ -1,0 +1,201 @@
+"""Row 22 of the field cases: numbers, names and flags of the wrong type are one sentence."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from twinline import (
+    DistillOptions,
+    Encoder,
+    Teacher,
+    TeachOptions,
+    TransferOptions,
+    TwinlineError,
+    convert,
+    transfer,
+)
+from twinline.batching import load_tokenizer
+from twinline.data import Pairs, load_texts, stretches
+from twinline.data.long import Builder, long_pairs
+from twinline.inspection import inspection
+from twinline.options import FindOptions, LengthOptions, LoopOptions, ModelOptions, RetrievalOptions
+from twinline.recipes import DistillRecipe, RetrievalRecipe
+
+TEXTS = ["a man plays", "dogs run"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_bert: Path) -> Encoder:
+    return Encoder(convert(tiny_bert, attention="linear"))
+
+
+def refused(call: Callable[[], Any], told: str) -> None:
+    with pytest.raises(TwinlineError, match=told) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+ENCODE: list[tuple[dict[str, Any], str]] = [
+    ({"truncate_dim": 64.0}, "truncate_dim must be a whole number or None, not 64.0"),
+    ({"truncate_dim": "8"}, "truncate_dim must be a whole number or None, not '8'"),
+    ({"truncate_dim": True}, "truncate_dim must be a whole number or None, not True"),
+    ({"batch_size": "8"}, "batch_size must be a whole number or None, not '8'"),
+    ({"batch_size": 8.0}, "batch_size must be a whole number"),
+    ({"batch_size": float("nan")}, "batch_size must be a whole number or None, not nan"),
+    ({"max_batch_tokens": "8"}, "max_batch_tokens must be a whole number"),
+    ({"precision": None}, "precision must be one of float32, int8"),
+    ({"precision": "int4"}, "precision must be one of float32, .*not 'int4'"),
+    ({"precision": ["int8"]}, "precision must be one of"),
+    ({"device": "potato"}, "device must be .*not 'potato'"),
+    ({"device": 5.0}, "device must be .*not 5.0"),
+    ({"device": "meta"}, "device 'meta' cannot be used here"),
+]
+
+
+@pytest.mark.parametrize(("options", "told"), ENCODE)
+def test_field_22_encode(options: dict[str, Any], told: str, encoder: Encoder) -> None:
+    refused(lambda: encoder.encode(TEXTS, **options), told)
+    refused(lambda: list(encoder.encode_iter(TEXTS, **options)), told)
+    if "precision" not in options:
+        refused(lambda: encoder.score(TEXTS, TEXTS, **options), told)
+        refused(lambda: encoder.rank("sun", TEXTS, **options), told)
+    assert encoder.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"max_tokens": "8"}, "max_tokens must be a whole number or None, not '8'"),
+        ({"max_tokens": 8.0}, "max_tokens must be a whole number"),
+        ({"windows": "8"}, "windows must be a whole number"),
+        ({"windows": 8.5}, "windows must be a whole number"),
+        ({"device": "potato"}, "device must be .*not 'potato'"),
+        ({"device": 5.0}, "device must be"),
+        ({"similarity": ["cosine"]}, "similarity must be one of"),
+    ],
+)
+def test_field_22_encoder(options: dict[str, Any], told: str, encoder: Encoder) -> None:
+    refused(lambda: Encoder(encoder.model, encoder.tokenizer, **options), told)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_field_22_a_gpu_that_is_not_there(encoder: Encoder, tiny_bert: Path) -> None:
+    for device in ("cuda", "cuda:7", torch.device("cuda")):
+        refused(lambda: Encoder(tiny_bert, device=device), "device 'cuda.*cannot be used here")  # noqa: B023
+        refused(lambda: encoder.encode(TEXTS, device=device), "cannot be used here")  # noqa: B023
+        refused(lambda: Teacher(tiny_bert, scale="unit", device=device), "cannot be used")  # noqa: B023
+
+
+def test_field_22_a_model_that_is_none() -> None:
+    for model in (5, None, ["folder"]):
+        refused(lambda: Encoder(model), "model must be a folder")  # noqa: B023
+        refused(lambda: Teacher(model, scale="unit"), "sources are folders")  # noqa: B023
+        refused(lambda: transfer(model, TEXTS), "TwinlineModel")  # noqa: B023
+
+
+def test_field_22_numpys_numbers_are_numbers(tiny_bert: Path) -> None:
+    encoder = Encoder(tiny_bert, max_tokens=np.int64(8), windows=np.int32(8))
+    assert encoder.encode(TEXTS, truncate_dim=np.int64(4), batch_size=np.int8(1)).shape == (2, 4)
+    assert len(encoder.rank("sun", TEXTS, top_k=np.int64(1))) == 1
+    options = DistillOptions(alpha=np.float32(0.5), pairs=np.int64(4), freeze_words=np.bool_(True))
+    assert options == DistillOptions(alpha=0.5, pairs=4, freeze_words=True)
+    assert [type(value) for value in (options.alpha, options.pairs, options.freeze_words)] == [
+        float, int, bool,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("top_k", ["1", 1.0, True, float("nan")])
+def test_field_22_top_k(top_k: Any, encoder: Encoder) -> None:
+    for scorer in (encoder, Teacher(encoder)):
+        refused(lambda: scorer.rank("sun", TEXTS, top_k=top_k), "top_k must be a whole number")  # noqa: B023
+        refused(lambda: scorer.rank("sun", [], top_k=top_k), "top_k must be a whole number")  # noqa: B023
+        refused(lambda: scorer.rank("sun", [], top_k=0), "top_k must be at least 1")  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"both_orders": "no"}, "both_orders must be True or False"),
+        ({"both_orders": 1}, "both_orders must be True or False"),
+        ({"device": "potato"}, "device must be"),
+    ],
+)
+def test_field_22_teacher(options: dict[str, Any], told: str, encoder: Encoder) -> None:
+    refused(lambda: Teacher(encoder, **options), told)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: TransferOptions(steps="5"), "steps must be a whole number, not '5'"),
+        (lambda: TransferOptions(steps=5.0), "steps must be a whole number, not 5.0"),
+        (lambda: TransferOptions(seed=True), "seed must be a whole number, not True"),
+        (lambda: TransferOptions(stretches="half"), "stretches must be a number or None"),
+        (lambda: TransferOptions(mass=float("nan")), "mass must be a number, not nan"),
+        (lambda: TransferOptions(learning_rate=None), "learning_rate must be a number, not None"),
+        (lambda: DistillOptions(alpha="x"), "alpha must be a number, not 'x'"),
+        (lambda: DistillOptions(epochs=float("inf")), "epochs must be a number, not inf"),
+        (lambda: DistillOptions(freeze_words=1), "freeze_words must be true or false, not 1"),
+        (lambda: DistillOptions(group="yes"), "group must be true or false or None"),
+        (lambda: DistillOptions(precision="fp16"), "precision must be one of fp32, tf32, bf16"),
+        (lambda: DistillOptions(schedule=["linear"]), "schedule must be one of linear, constant"),
+        (lambda: TeachOptions(learning_rate="1e-4"), "learning_rate must be a number"),
+        (lambda: TeachOptions(patience=2.5), "patience must be a whole number"),
+        (lambda: LoopOptions(max_grad_norm="1"), "max_grad_norm must be a number"),
+        (lambda: FindOptions(least="64"), "least must be a whole number"),
+        (lambda: LengthOptions(greatest="128"), "greatest must be a list"),
+        (lambda: LengthOptions(greatest=(128, "512")), "greatest, number 2, must be a whole"),
+        (lambda: LengthOptions(shares=[None]), "shares, number 1, must be a number, not None"),
+        (lambda: RetrievalOptions(temperature="0.05"), "temperature must be a number"),
+        (lambda: RetrievalOptions(lengths=(256, 2048)), "lengths must be a LengthOptions"),
+        (lambda: ModelOptions(block_size="128"), "block_size must be a whole number"),
+        (lambda: ModelOptions(position_period=1.5), "position_period must be a whole number"),
+        (lambda: ModelOptions(pooling=5), "pooling must be text or None, not 5"),
+        (lambda: ModelOptions(feature_map=None), "feature_map must be text, not None"),
+        (lambda: DistillRecipe(train={"alpha": 1}), "train must be a DistillOptions"),
+        (lambda: DistillRecipe(similarity="euclid"), "similarity must be one of cosine, dot"),
+        (lambda: RetrievalRecipe(windows="512"), "windows must be a whole number or None"),
+        (lambda: load_texts("builtin", limit="5"), "limit must be a whole number or None"),
+        (lambda: load_texts("builtin", limit=5.0), "limit must be a whole number or None"),
+        (lambda: list(stretches("a b", words="5", seed=0)), "words must be a whole number"),
+    ],
+)
+def test_field_22_options_and_data(make: Callable[[], Any], told: str) -> None:
+    refused(make, told)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"block_size": "5"}, "block_size must be a whole number"),
+        ({"local": "3"}, "local must be a whole number"),
+        ({"decay": float("nan")}, "decay must be a number"),
+        ({"sentences": "yes"}, "sentences must be true or false"),
+        ({"attention": ["linear"]}, "attention must be"),
+        ({"hidden_dropout_prob": "x"}, "hidden_dropout_prob"),
+    ],
+)
+def test_field_22_conversion(options: dict[str, Any], told: str, tiny_bert: Path) -> None:
+    refused(lambda: convert(tiny_bert, **options), told)
+
+
+def test_field_22_transfers_options(encoder: Encoder) -> None:
+    refused(lambda: transfer(encoder.model, TEXTS, {"steps": 5}), "options must be a TransferOpti")
+
+
+def test_field_22_long_pairs_and_inspection(tiny_bert: Path) -> None:
+    tokenizer = load_tokenizer(tiny_bert)
+    pairs = Pairs(TEXTS, TEXTS, None, None, "made", "test")
+    refused(lambda: long_pairs(pairs, "repeat", "64", tokenizer), "length must be a whole number")
+    refused(lambda: long_pairs(pairs, "repeat", 64.0, tokenizer), "length must be a whole number")
+    refused(lambda: long_pairs(pairs, "repeat", 64, tokenizer, seed="a"), "seed must be a whole")
+    refused(lambda: long_pairs(pairs, "repeat", 64, tokenizer, rows=[2]), "rows are below 2")
+    refused(lambda: long_pairs(pairs, "repeat", 64, tokenizer, rows=[0.0]), "rows must be a whole")
+    refused(lambda: Builder(pairs, ["repeat"], tokenizer, None), "construction must be one of")
+    refused(lambda: inspection(TEXTS, tokenizer, ["64"]), "limits must be a whole number")
+    made = long_pairs(pairs, "repeat", np.int64(32), tokenizer, rows=np.array([1]))
+    assert [len(ids) for ids in tokenizer(made.pairs.sentence1)["input_ids"]] == [32]
