@@ -2,7 +2,9 @@
 
 int8 is weights *and* activations in 8 bits, on processors with VNNI: each row of a weight matrix
 has its own step, each activation one range for every text. The ranges are found once, on sample
-texts, so that a text's vector does not depend on what is encoded beside it.
+texts, so that they do not depend on what is encoded together. A text's vector hardly does: padding
+changes the last bit of a sum in fp32, which now and then tips a number to its next step of 8 bits.
+The vector of a text alone has a cosine of at least 0.99 with that in a batch (docs/speed.md).
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +27,7 @@ from .attention.linear import LinearAttention
 from .config import one_of
 from .errors import TwinlineError
 from .model import Layer, TwinlineModel
+from .statistics import ROUNDING
 
 DTYPES = ("float32", "bfloat16", "int8", "auto")
 FUSED = {
@@ -32,6 +37,13 @@ FUSED = {
     "relu": ("relu", ""),
 }
 """Activations that oneDNN applies inside an 8-bit product, under its names."""
+
+VECTORS = ("float32", "int8", "uint8", "binary", "ubinary")
+"""What ``encode`` gives vectors as, under sentence-transformers' names."""
+AFTERWARDS = (
+    "encode in float32 and quantise all vectors alike with "
+    "sentence_transformers.util.quantize_embeddings, its ranges from one calibration"
+)
 
 log = logging.getLogger("twinline")
 
@@ -249,3 +261,39 @@ def to_int8(model: TwinlineModel, samples: Iterable[Tensor]) -> TwinlineModel:
 
 def products_of(layer: Layer) -> list[nn.Linear]:
     return [layer.qkv, layer.out, layer.up, layer.down]
+
+
+def check_one_range(precision: str) -> None:
+    """Refuse a precision of vectors that would depend on which of them come in one batch.
+
+    Raises: TwinlineError for int8 and uint8, whose ranges are those of all vectors, or if
+        ``precision`` is not known.
+    """
+    one_of("precision", precision, VECTORS)
+    if precision in ("int8", "uint8"):
+        raise TwinlineError(
+            f"encode_iter never has all texts at once, so no ranges for precision={precision!r}: "
+            f"{AFTERWARDS}."
+        )
+
+
+def quantised(vectors: NDArray[np.float32], precision: str) -> NDArray[Any]:
+    """Vectors (texts, dimension) in fewer bits, as sentence-transformers makes them of these.
+
+    int8 and uint8 are (texts, dimension), each dimension in 255 steps from the least to the
+    greatest number of these texts; binary and ubinary (texts, dimension / 8), a bit for each sign.
+
+    Raises: TwinlineError if int8 or uint8 finds a dimension in which these texts do not differ.
+    """
+    from sentence_transformers.util import quantize_embeddings
+
+    if precision in ("int8", "uint8") and len(vectors):
+        flat = np.flatnonzero(np.ptp(vectors, axis=0) <= ROUNDING * np.abs(vectors).max())
+        if len(flat):
+            raise TwinlineError(
+                f"precision={precision!r} takes each dimension's range from the texts of the call, "
+                f"and in dimension {flat[0] + 1} ({len(flat)} in all) these {len(vectors)} have "
+                f"none: {AFTERWARDS}."
+            )
+    made: NDArray[Any] = quantize_embeddings(vectors, precision)  # type: ignore[assignment, arg-type]
+    return made

@@ -36,6 +36,13 @@ def test_field_17_quotes_in_a_tsv_are_text(tmp_path: Path) -> None:
     assert load_texts(tmp_path / "texts.tsv") == ['"one', 'two"', "three"]
 
 
+def test_field_17_a_quote_and_one_some_rows_later_do_not_make_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_text(f'{HEADER}"one\tb\t1\nc\td\t2\ne"\tf\t3\ng\th\t4\n', encoding="utf-8")
+    pairs = load_pairs(path, scale=(0, 5))
+    assert pairs.sentence1 == ['"one', "c", 'e"', "g"]
+
+
 @pytest.mark.parametrize(
     ("row", "count"), [("a\tb\tc\t1", 4), ("a\tb", 2), ('"a\nb"\tc\t1', 1)],
     ids=["a cell more", "a cell fewer", "a line break in quotes"],

@@ -9,6 +9,8 @@ import logging
 import os
 import pickle
 import random
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -221,3 +223,22 @@ def test_field_24_a_seed_makes_the_same_weights_whatever_was_drawn_before(
         teach(tiny_bert, pairs, output, options=TeachOptions(epochs=0.2, seed=5))
         found.append((output / "model.safetensors").read_bytes())
     assert found[0] == found[1]
+
+
+def test_field_24_a_program_that_has_an_accelerator_of_its_own_is_told() -> None:
+    """accelerate's state is one a process: training would be in its mixed precision, unseen."""
+    program = """
+from accelerate import Accelerator
+Accelerator(mixed_precision="bf16")
+import torch
+from twinline.loop import Batch, LoopOptions, train
+try:
+    train(torch.nn.Linear(1, 1), lambda n: Batch(torch.ones(1, 1), 1, 1),
+          lambda m, x: m(x).mean(), LoopOptions(steps=1))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("TwinlineError This process has an Accelerator with mixed prec")
