@@ -51,7 +51,6 @@ GPU_TOKENS = 262_144
 SAMPLES, SAMPLE_TOKENS = 64, 24
 """Texts of random tokens on which int8 finds its ranges if no others are given."""
 OVERFLOW = ("error", "warn", "truncate")
-PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 """Of vectors that ``encode`` gives."""
 NOT_OURS = {
     "output_value": 'call encoder.model for token states; encode gives "sentence_embedding"',
@@ -355,7 +354,6 @@ class Reader:
             raise TwinlineError("encode needs texts: give a string or a list of strings.")
         single = isinstance(inputs, str)
         texts = text_list([inputs] if single else inputs, "inputs", numbered())
-        one_of("precision", precision, PRECISIONS)
         batch_size = whole_number("batch_size", batch_size, 1, optional=True)
         max_batch_tokens = whole_number("max_batch_tokens", max_batch_tokens, 1, optional=True)
         truncate_dim = whole_number("truncate_dim", truncate_dim, optional=True)
@@ -396,6 +394,12 @@ class Reader:
         ids, counts = self.tokenize(texts, on_overflow)
         check_memory(self.model, [len(row) for row in ids], texts.label)
         return ids, counts
+
+    def prompted_ids(self, texts: Iterable[str], role: str | None = None) -> list[list[int]]:
+        """Token ids of texts as they are encoded: behind the prompt of ``role`` ("query",
+        "document"), or behind the default one."""
+        name = self.default_prompt(role, {}).get("prompt_name") if role else None
+        return self.prepare(text_list(texts), name, None, None)[0]
 
     @torch.inference_mode()
     def store(

@@ -97,7 +97,7 @@ def distill(
         none = np.zeros(len(extra))
         labels, weight = np.concatenate([labels, none]), np.concatenate([weight, none])
         soft = np.concatenate([soft, extra.unit_score])
-    ids1, ids2 = student.tokenize(texts1)[0], student.tokenize(texts2)[0]
+    ids1, ids2 = student.prompted_ids(texts1), student.prompted_ids(texts2)
     if twin is None or not options.match:
         goals = None
     elif goals is None:
@@ -118,7 +118,7 @@ def distill(
         rows = batches[number]
         built = longer(number, rows) if longer else None
         if built:  # whose texts are distinct
-            rows, both = built.rows, student.tokenize(built.texts)[0]
+            rows, both = built.rows, student.prompted_ids(built.texts)
             where = which = list(range(len(both)))
         else:
             both = [ids1[i] for i in rows] + [ids2[i] for i in rows]

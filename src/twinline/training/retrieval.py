@@ -95,8 +95,8 @@ def train_retrieval(
     for task in tasks:
         check(task, options)
     asked = [by_document(task) for task in tasks]
-    queries = [student.tokenize(task.queries)[0] for task in tasks]
-    documents = [student.tokenize(task.documents)[0] for task in tasks]
+    queries = [student.prompted_ids(task.queries, "query") for task in tasks]
+    documents = [student.prompted_ids(task.documents, "document") for task in tasks]
     per_epoch = sum(-(-len(found) // options.pairs) for found in asked)
     steps = max(1, round(options.epochs * per_epoch))
     lengths = Lengths(options.lengths, steps, options.seed)
