@@ -51,7 +51,6 @@ GPU_TOKENS = 262_144
 SAMPLES, SAMPLE_TOKENS = 64, 24
 """Texts of random tokens on which int8 finds its ranges if no others are given."""
 OVERFLOW = ("error", "warn", "truncate")
-"""Of vectors that ``encode`` gives."""
 NOT_OURS = {
     "output_value": 'call encoder.model for token states; encode gives "sentence_embedding"',
     "pool": "run one process a device, each with its part of the texts",
