@@ -127,11 +127,16 @@ class Encoder(Reader):
 
         Raises: TwinlineError if they are none, or rounded to 8 bits.
         """
+        if isinstance(given, Stored):
+            raise TwinlineError(
+                f"The similarity {self.similarity_name!r} reads vectors alone: give what encode "
+                "returns."
+            )
         try:
             if isinstance(given, (list, tuple)) and all(isinstance(v, np.ndarray) for v in given):
                 given = np.stack(given) if given else []
-            if isinstance(given, np.ndarray):
-                given = np.ascontiguousarray(given)  # torch takes no reversed rows
+            if isinstance(given, np.ndarray) and min(given.strides, default=0) < 0:
+                given = given.copy()  # torch takes no reversed rows
             if isinstance(given, (list, tuple)) and any(isinstance(one, Tensor) for one in given):
                 given = torch.stack([torch.as_tensor(one, device=self.device) for one in given])
             plain = torch.as_tensor(given, device=self.device)

@@ -237,6 +237,9 @@ def test_field_10_widths_and_counts_that_a_head_cannot_take(tiny_bert: Path) -> 
     vectors = dse.encode(TEXTS)
     with pytest.raises(TwinlineError, match="3 first vectors and 1 second: no pairs"):
         dse.similarity_pairwise(vectors, vectors[:1])
+    with pytest.raises(TwinlineError, match="give what encode returns"):
+        dse.similarity(dse.store(TEXTS), vectors)
+    assert dse.similarity(vectors[::-1], vectors[:1][::-1]).shape == (3, 1)
     assert dse.similarity([], vectors).shape == (0, 3)
     assert dse.similarity(vectors, []).shape[:2] == (3, 0)
     assert len(dse.score([], [])) == 0
