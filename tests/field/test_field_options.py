@@ -18,12 +18,12 @@ from twinline import (
     convert,
     transfer,
 )
-from twinline.batching import load_tokenizer
 from twinline.data import Pairs, load_texts, stretches
 from twinline.data.long import Builder, long_pairs
 from twinline.inspection import inspection
 from twinline.options import FindOptions, LengthOptions, LoopOptions, ModelOptions, RetrievalOptions
 from twinline.recipes import DistillRecipe, RetrievalRecipe
+from twinline.tokenization import load_tokenizer
 
 TEXTS = ["a man plays", "dogs run"]
 
