@@ -23,7 +23,6 @@ from twinline.data.long import Builder, long_pairs
 from twinline.inspection import inspection
 from twinline.options import FindOptions, LengthOptions, LoopOptions, ModelOptions, RetrievalOptions
 from twinline.recipes import DistillRecipe, RetrievalRecipe
-from twinline.tokenization import load_tokenizer
 
 TEXTS = ["a man plays", "dogs run"]
 
@@ -188,7 +187,7 @@ def test_field_22_transfers_options(encoder: Encoder) -> None:
 
 
 def test_field_22_long_pairs_and_inspection(tiny_bert: Path) -> None:
-    tokenizer = load_tokenizer(tiny_bert)
+    tokenizer = Encoder(tiny_bert).tokenizer
     pairs = Pairs(TEXTS, TEXTS, None, None, "made", "test")
     refused(lambda: long_pairs(pairs, "repeat", "64", tokenizer), "length must be a whole number")
     refused(lambda: long_pairs(pairs, "repeat", 64.0, tokenizer), "length must be a whole number")

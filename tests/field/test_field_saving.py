@@ -14,6 +14,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from twinline import Encoder, Teacher, TwinlineError, convert, distill, teach
 from twinline.data import load_pairs
@@ -198,6 +199,22 @@ def test_what_an_earlier_save_wrote_goes_with_it(tiny_bert: Path, tmp_path: Path
     Encoder(tiny_bert).save(tmp_path / "m")
     Encoder(tiny_bert).save(tmp_path / "fresh")
     assert contents(tmp_path / "m") == contents(tmp_path / "fresh")
+
+
+def test_field_02_a_folder_of_an_older_version_is_saved_over(student: Path, tmp_path: Path) -> None:
+    """It lists no files: what that version always wrote is ours, and nothing else."""
+    shutil.copytree(student, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    del config["twinline"]
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    weights = tmp_path / "m" / "model.safetensors"
+    save_file(load_file(weights), weights, metadata={"format": "pt"})
+    mine = {**users_files(tmp_path / "m"), "vocab.txt": b"mine", "README.md": b"my own words"}
+    (tmp_path / "m" / "vocab.txt").write_text("mine")
+    encoder = Encoder(tmp_path / "m")
+    encoder.save(tmp_path / "m")
+    assert mine.items() <= contents(tmp_path / "m").items()
+    assert (Encoder(tmp_path / "m").encode(TEXTS) == encoder.encode(TEXTS)).all()
 
 
 def test_field_02_our_card_is_ours_until_somebody_changes_it(student: Path, tmp_path: Path) -> None:
