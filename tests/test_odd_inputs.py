@@ -12,14 +12,23 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from twinline import Encoder, Teacher, TransferOptions, TwinlineError, convert, transfer
+from twinline import (
+    DistillOptions,
+    Encoder,
+    Teacher,
+    TransferOptions,
+    TwinlineError,
+    convert,
+    distill,
+    transfer,
+)
 from twinline.data import Pairs, load_texts
 from twinline.evaluate import evaluate
 from twinline.statistics import pearson, spearman
 from vocabulary import WORDS
 
 MANY = settings(
-    max_examples=60, deadline=None,
+    max_examples=60, deadline=None, derandomize=True,  # CI asks what it asked before
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 
@@ -45,11 +54,12 @@ def lined(items: list[Any]) -> io.StringIO:
 
 
 CONTAINERS: list[Callable[[list[Any]], Any]] = [
-    list, list, list, tuple, generated, lined, pandas.Series, str, bytes_of := lambda items: b"a",
+    list, list, list, tuple, generated, lined, str,
+    lambda items: pandas.Series(items, dtype=object), lambda items: b"a",
     lambda items: np.array(items, dtype=object),
     lambda items: np.array([items, items], dtype=object),
     lambda items: np.array([str(item).replace("\0", "") for item in items]),
-    lambda items: pandas.DataFrame({"text": [str(item) for item in items]}),
+    lambda items: pandas.DataFrame({"text": items}, dtype=object),
     lambda items: dict.fromkeys(map(str, items), "value"),
     lambda items: {str(item) for item in items},
     lambda items: items[0] if items else None,
@@ -103,10 +113,10 @@ def answers(work: Callable[[], Any]) -> None:
             assert np.isfinite(np.asarray(part, dtype=np.float64)).all()
 
 
-@pytest.fixture(scope="module", params=["linear", "softmax", "dse"])
+@pytest.fixture(scope="module", params=["linear", "softmax", "dse", "stca"])
 def encoder(request: pytest.FixtureRequest, tiny_bert: Path) -> Encoder:
-    if request.param == "dse":
-        return Encoder(tiny_bert, similarity="dse", max_tokens=40)
+    if request.param in ("dse", "stca"):
+        return Encoder(tiny_bert, similarity=request.param, max_tokens=40)
     return Encoder(convert(tiny_bert, request.param))
 
 
@@ -154,6 +164,18 @@ def test_rank_answers_anything(
     encoder: Encoder, query: Any, documents: Any, chosen: dict[str, Any], top_k: Any
 ) -> None:
     answers(lambda: encoder.rank(query, documents, top_k=top_k, **chosen))
+
+
+@MANY
+@given(texts=TEXTS, chosen=ENCODE)
+def test_a_role_and_stored_states_answer_anything(
+    encoder: Encoder, texts: Any, chosen: dict[str, Any]
+) -> None:
+    answers(lambda: encoder.encode_query(texts, **chosen))
+    answers(lambda: encoder.encode_document(texts, **chosen))
+    answers(lambda: encoder.tokenize(texts)[1])
+    if encoder.reads_states:
+        answers(lambda: encoder.store(texts, **chosen).vectors)
 
 
 VECTORS = st.one_of(
@@ -253,6 +275,24 @@ def test_transfer_answers_anything(tiny_bert: Path, texts: Any, chosen: dict[str
         if asked.steps > 2:
             return 1
         run = transfer(convert(tiny_bert, "linear"), texts, asked, show_progress=False)
+        return [record.loss for record in run.log]
+
+    answers(work)
+
+
+@MANY
+@given(first=TEXTS, second=TEXTS, scores=VECTORS, chosen=options("alpha", "epochs", "seed"))
+def test_distill_answers_anything(
+    tiny_bert: Path, first: Any, second: Any, scores: Any, chosen: dict[str, Any]
+) -> None:
+    def work() -> Any:
+        asked = DistillOptions(**{"alpha": 1.0, "epochs": 1.0, **chosen})
+        if asked.epochs > 2:
+            return 1
+        pairs = Pairs(first, second, None, None, "mine", "all")
+        run = distill(
+            Encoder(tiny_bert), pairs, teacher_scores=scores, options=asked, show_progress=False
+        )
         return [record.loss for record in run.log]
 
     answers(work)
