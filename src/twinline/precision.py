@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .arguments import one_of
 from .attention.folded import FoldedAttention, can_fold
 from .attention.linear import LinearAttention
-from .config import one_of
 from .errors import TwinlineError
 from .model import Layer, TwinlineModel
 from .statistics import ROUNDING

@@ -21,24 +21,6 @@ PAIRS = [("a man plays", "a woman plays"), ("dogs run fast", "green grass"), (""
 TEXTS = ["a man plays the guitar", "dogs run fast in the rain", "green grass and sun"]
 
 
-@pytest.fixture(scope="module")
-def encoder(tiny_bert: Path) -> Encoder:
-    return Encoder(convert(tiny_bert, attention="linear"))
-
-
-@pytest.fixture(scope="module")
-def cross_encoder(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
-    """Its logits lie far outside 0 to 1."""
-    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
-
-    torch.manual_seed(1)
-    config = BertConfig.from_pretrained(tiny_bert, num_labels=1, initializer_range=1.0)
-    folder = tmp_path_factory.mktemp("cross-encoder")
-    BertForSequenceClassification(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize("scale", ["unit", ["unit"], (0.0, 1.0), (5, 9)])
 def test_field_07_a_cross_encoder_off_its_scale_is_refused(scale: Any, cross_encoder: Path) -> None:
     with pytest.raises(TwinlineError, match=r"score -?[\d.]+ of pair number \d .*scale='logit'"):

@@ -26,23 +26,6 @@ TEXTS = ["a man plays the guitar", "dogs run fast in the rain", "green grass and
 LONG = "dogs run in the rain and " * 20
 
 
-@pytest.fixture(scope="module")
-def encoder(tiny_bert: Path) -> Encoder:
-    return Encoder(convert(tiny_bert, attention="linear"))
-
-
-@pytest.fixture(scope="module")
-def cross_encoder(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
-    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
-
-    torch.manual_seed(1)
-    config = BertConfig.from_pretrained(tiny_bert, num_labels=1, initializer_range=0.5)
-    folder = tmp_path_factory.mktemp("cross-encoder")
-    BertForSequenceClassification(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
-    return folder
-
-
 def text_file() -> Any:
     return io.StringIO("".join(f"{text}\n" for text in TEXTS))
 
