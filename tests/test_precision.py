@@ -98,7 +98,9 @@ def test_auto_measures_and_says_what_it_took(
 
 def test_what_a_dtype_cannot_do_is_refused(tiny_bert: Any, tmp_path: Any) -> None:
     plain = Encoder(tiny_bert)
-    with pytest.raises(TwinlineError, match=r"dtype must be one of float32, bfloat16, .* 'float16'"):
+    with pytest.raises(
+        TwinlineError, match=r"dtype must be one of float32, bfloat16, .* 'float16'"
+    ):
         Encoder(tiny_bert, dtype=torch.float16)
     with pytest.raises(TwinlineError, match="calibration is for dtype int8, not float32"):
         Encoder(tiny_bert, calibration=["a man"])

@@ -10,7 +10,8 @@ import torch
 
 from twinline.encoder import Encoder
 from twinline.errors import TwinlineError
-from twinline.teacher import Teacher, to_unit
+from twinline.scales import to_unit
+from twinline.teacher import Teacher
 
 PAIRS = [("a man plays", "a woman plays"), ("dogs run fast", "green grass"), ("", "rain")]
 LONG = " ".join(["dogs run in the rain and"] * 100)  # 600 tokens

@@ -10,8 +10,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from .errors import TwinlineError
+from .text import Pair
 
-Pair = tuple[str, str]
 BUSY_SECONDS = 10.0
 """How long a process waits for another one that writes to the same file."""
 APPLICATION = 0x54574C4E

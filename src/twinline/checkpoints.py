@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .errors import TwinlineError
 from .ownership import check_one_save
-from .sources import read_json
+from .sources import read_json, read_object
 
 
 @dataclass(frozen=True)
@@ -81,32 +81,27 @@ BODY = re.compile(r"\.layers?\.\d+\.|^layers\.\d+\.|embeddings\.\w+\.(weight|bia
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a checkpoint's weights: those that transformers would read.
+    """The files of a checkpoint's weights: those that transformers reads, whatever else is there.
 
-    Raises: TwinlineError if there are none, one of several is missing, or it is not clear which.
+    Raises: TwinlineError if there are none, one of several is missing, or they are of another save
+        than their configuration.
     """
+    check_one_save(folder)
     for whole in (folder / "model.safetensors", folder / "pytorch_model.bin"):
         index = whole.with_name(whole.name + ".index.json")
         if whole.is_file():
             return [whole]
         if index.is_file():
-            places = read_json(index).get("weight_map") or {}
-            shards = sorted({folder / str(name) for name in places.values()})
-            if missing := [shard.name for shard in shards if not shard.is_file()]:
+            places = read_object(index).get("weight_map")
+            names = sorted(set(map(str, places.values()))) if isinstance(places, dict) else []
+            if missing := [name for name in names if not (folder / name).is_file()]:
                 raise TwinlineError(
                     f"{folder} lacks {missing[0]}, which {index.name} names: copy all of its files."
                 )
-            return shards
-        others = [file for file in folder.glob(f"*{whole.suffix}") if whole.suffix != ".bin"]
-        others = sorted(file for file in others if file.name != "similarity.safetensors")
-        if len(others) > 1:
-            raise TwinlineError(
-                f"{folder} holds several weight files ({', '.join(f.name for f in others[:3])}) "
-                "and no model.safetensors: keep the model's own."
-            )
-        if others:
-            return others
-    raise TwinlineError(f"{folder} holds no weights (model.safetensors).")
+            return [folder / name for name in names]
+    others = ", ".join(sorted(file.name for file in folder.glob("*.safetensors"))[:3])
+    there = f"; it has {others}, which no library reads under such a name" if others else ""
+    raise TwinlineError(f"{folder} holds no weights named model.safetensors{there}.")
 
 
 def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
@@ -117,7 +112,6 @@ def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    check_one_save(folder)
     tensors: dict[str, Tensor] = {}
     try:
         for file in weight_files(folder):
@@ -139,46 +133,40 @@ def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
 
 
 def check_tensors(
-    missing: Iterable[str],
-    unexpected: Iterable[str],
-    folder: Path,
-    new: str = "$^",
-    body: re.Pattern[str] = BODY,
+    missing: Iterable[str], unexpected: Iterable[str], folder: Path, heads: bool = False
 ) -> None:
     """Refuse a checkpoint that is not of its configuration's architecture.
 
     Args:
         missing: names of tensors that the model has and the checkpoint has not.
         unexpected: the other way round.
-        new: a pattern of the names that may be missing.
-        body: a pattern of the names that may not be unexpected; heads of other tasks may.
+        heads: heads of other tasks may be unexpected.
     Raises: TwinlineError naming the first tensors of each.
     """
-    lacking = sorted(name for name in missing if not re.search(new, name))
-    if lacking:
+    if lacking := sorted(missing):
         raise TwinlineError(
             f"The checkpoint {folder} lacks {len(lacking)} of the model's tensors "
             f"({', '.join(lacking[:3])}), which would be random numbers: save the model again."
         )
-    if extra := sorted(name for name in unexpected if body.search(name)):
+    if extra := sorted(name for name in unexpected if not heads or BODY.search(name)):
         raise TwinlineError(
             f"The checkpoint {folder} holds {len(extra)} tensors that its configuration has no "
             f"place for ({', '.join(extra[:3])}): restore the config.json that belongs to it."
         )
 
 
-def load_classifier(folder: Path, purpose: str, **options: Any) -> Any:
+def load_classifier(folder: Path, new_head: bool = False) -> Any:
     """A classifier of transformers with one output, in fp32 and eval mode.
 
     Args:
-        purpose: what the model is wanted as, for messages.
-        options: with ``num_labels=1`` the head is a new one and may be missing.
+        new_head: whatever head the checkpoint has is replaced by one with random weights.
     Raises: TwinlineError if it cannot be read, lacks tensors, or has several outputs.
     """
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
-    check_one_save(folder)
+    weight_files(folder)
+    options = {"num_labels": 1, "ignore_mismatched_sizes": True} if new_head else {}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what is missing is told below, in one sentence
     try:
@@ -187,11 +175,13 @@ def load_classifier(folder: Path, purpose: str, **options: Any) -> Any:
         )
     except Exception as error:  # transformers, torch and safetensors raise kinds of their own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise TwinlineError(f"The model {folder} cannot be {purpose}: {reason}") from error
+        raise TwinlineError(f"{folder} cannot be read as a cross-encoder: {reason}") from error
     finally:
         logging.set_verbosity(verbosity)
-    head = rf"^(?!{re.escape(model.base_model_prefix)}\.)|\.pooler\."
-    check_tensors(info["missing_keys"], info["unexpected_keys"], folder, head if options else "$^")
+    body = re.compile(rf"^{re.escape(model.base_model_prefix)}\.(?!pooler\.)")
+    absent = [*info["missing_keys"], *(str(name) for name, *_ in info["mismatched_keys"])]
+    absent = [name for name in absent if not new_head or body.match(name)]
+    check_tensors(absent, info["unexpected_keys"], folder, heads=True)
     if model.config.num_labels != 1:
         raise TwinlineError(
             f"The cross-encoder {folder} has {model.config.num_labels} outputs; a teacher of "
@@ -222,7 +212,10 @@ def stock_pooling(folder: Path, wanted: str | None = None) -> dict[str, Any]:
     modules = folder / "modules.json"
     if not modules.is_file():
         return {"pooling": wanted or "mean", "normalize": False}
-    kinds = {m["type"].rsplit(".", 1)[-1]: m["path"] for m in read_json(modules)}
+    try:
+        kinds = {m["type"].rsplit(".", 1)[-1]: str(m["path"]) for m in read_json(modules)}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise TwinlineError(f"{modules} lists no modules with a type and a path.") from error
     chosen = wanted or "mean"
     if others := kinds.keys() - {"Transformer", "Pooling", "Normalize", "Dropout"}:
         if wanted is None:
@@ -231,7 +224,7 @@ def stock_pooling(folder: Path, wanted: str | None = None) -> dict[str, Any]:
                 "pooling= to leave it out."
             )
     elif "Pooling" in kinds and wanted is None:
-        modes = read_json(folder / kinds["Pooling"] / "config.json")
+        modes = read_object(folder / kinds["Pooling"] / "config.json")
         on = [k.removeprefix("pooling_mode_") for k, v in modes.items()
               if k.startswith("pooling_mode_") and v is True]  # fmt: skip
         on = on or [str(modes.get("pooling_mode", "mean"))]

@@ -79,11 +79,12 @@ def teach(
         Folder of the cross-encoder; a stopped run goes on from OUTPUT.work.
     """
     from .files import output_folder, remove_work, work_folder
+    from .ownership import CROSS_ENCODER_FILES, LOG
     from .training import teach as run_teach
     from .training import training_pairs
 
     options = recipe or TeachRecipe()
-    folder = output_folder(output, "output", overwrite)
+    folder = output_folder(output, "output", overwrite, (*CROSS_ENCODER_FILES, LOG))
     work = work_folder(folder)
     pairs, validation = training_pairs(options)
     run = run_teach(
@@ -399,9 +400,11 @@ def demo(output: Path = Path("twinline-demo"), *, data: str | None = None) -> No
 
 
 def keep_log(work: Path, folder: Path) -> None:
-    """Move a run's metrics log beside its model."""
+    """Put a run's metrics log beside its model."""
+    from .files import write_whole
+
     if (work / "metrics.jsonl").is_file():
-        os.replace(work / "metrics.jsonl", folder / "metrics.jsonl")
+        write_whole(folder / "metrics.jsonl", (work / "metrics.jsonl").read_bytes())
 
 
 def best(run: Any) -> str:

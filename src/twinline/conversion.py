@@ -26,7 +26,7 @@ from .attention.linear import linear_attention
 from .attention.softmax import softmax_attention
 from .attention.spec import FAINT
 from .batching import ShuffledBatches, pad, token_ids
-from .checkpoints import CONVERTIBLE, check_tensors, read_tensors, stock_pooling
+from .checkpoints import CONVERTIBLE, check_tensors, read_tensors, stock_pooling, weight_files
 from .config import TwinlineConfig
 from .errors import TwinlineError
 from .fingerprints import model_print, tokenizer_print
@@ -37,7 +37,7 @@ from .options import LoopOptions, ModelOptions, TransferOptions
 from .sentences import sentence_roles
 from .sources import find_model, is_cross_encoder, read_config
 from .text import text_list
-from .tokenization import load_tokenizer
+from .tokenization import check_tokenizer, load_tokenizer
 
 TAKEN_OVER = (
     "vocab_size",
@@ -129,7 +129,7 @@ def convert(name_or_path: str | Path, attention: str = "linear", **options: Any)
             for ours in ("out", "attention_norm", "up", "down", "norm"):
                 name = f"{theirs}{getattr(names, ours)}.{part}"
                 state[f"layers.{i}.{ours}.{part}"] = take(name)
-    check_tensors((), tensors, folder)
+    check_tensors((), tensors, folder, heads=True)
     load_state(model, state, folder)
     tell_sentences(model, folder)
     model.train(False)
@@ -178,6 +178,7 @@ def load_model(folder: Path) -> TwinlineModel:
     from . import auto  # noqa: F401  so that transformers knows the folder's model type
 
     try:
+        weight_files(folder)
         # Whatever dtype the file has: half precision is for encoding, chosen where it is loaded.
         model: TwinlineModel = TwinlineModel.from_pretrained(folder, dtype=torch.float32)
     except TwinlineError:
@@ -249,7 +250,9 @@ def transfer(
     maps = any("_map." in name for name in added)
     if not added or not options.steps:  # softmax, and linear with elu, relu or exp
         return Run()
-    tokenizer = tokenizer or load_tokenizer(model.name_or_path or "")
+    if tokenizer is None:
+        tokenizer = load_tokenizer(model.name_or_path or "")
+    check_tokenizer(tokenizer, model.config.to_dict())
     table = model.config.position_table
     if not given:
         raise TwinlineError("Attention transfer needs text: the source has no line of it.")

@@ -18,6 +18,7 @@ from .data.retrieval import Retrieval
 from .encoder import Encoder, check_scoring
 from .errors import TwinlineError
 from .model import TwinlineModel
+from .scales import Scores
 from .statistics import (
     Correlation,
     UndefinedCorrelation,
@@ -27,8 +28,6 @@ from .statistics import (
 )
 from .teacher import Teacher
 from .text import text_list
-
-Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

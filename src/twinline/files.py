@@ -6,22 +6,23 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 from .errors import TwinlineError
-from .hashing import fingerprint as fingerprint
 from .ownership import (
-    ALWAYS,
     CONFIG,
     LOG,
     README,
+    TWIN_FILES,
     WEIGHTS,
     WORK_FILES,
     files_below,
     is_our_readme,
     matches,
+    saved_files,
     seal,
     written_files,
 )
@@ -60,15 +61,19 @@ def writable_folder(path: str | Path, option: str) -> Path:
     return folder
 
 
-def output_folder(path: str | Path, option: str, overwrite: bool = False) -> Path:
-    """``writable_folder``, and refused now, not after the work, if the save would be.
+def output_folder(
+    path: str | Path,
+    option: str,
+    overwrite: bool = False,
+    names: Iterable[str] = (*TWIN_FILES, LOG),
+) -> Path:
+    """``writable_folder``, in which none of ``names`` is a file of others: refused before the work.
 
     Raises:
-        TwinlineError: as ``writable_folder``, or files of others have the names of a model's.
+        TwinlineError: as ``writable_folder``, or naming the file, unless ``overwrite`` is true.
     """
     folder = writable_folder(path, option)
-    standing = [name for name in (*ALWAYS, LOG) if os.path.lexists(folder / name)]
-    _refuse_foreign(folder, standing, overwrite)
+    _refuse_foreign(folder, names, overwrite)
     return folder
 
 
@@ -98,7 +103,7 @@ def work_folder(output: Path) -> Path:
     Raises:
         TwinlineError: a folder of that name holds something else.
     """
-    work = output.with_name(output.name + ".work")
+    work = writable_folder(output.with_name(output.name + ".work"), "the run's checkpoints")
     others = [name for name in files_below(work) if not matches(name, WORK_FILES)]
     if os.path.lexists(work) and (others or not work.is_dir()):
         raise TwinlineError(
@@ -132,19 +137,17 @@ def whole_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]
             or the moves into place met an ``OSError``.
     """
     target = _absolute(path)
-    partial = _staging(target)
+    partial = None
     try:
         if os.path.lexists(target) and not target.is_dir():
             raise TwinlineError(f"{target} is a file; name a folder instead.")
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        partial = _new_folder(target, "partial")
         yield partial
         if os.path.lexists(target / README) and not is_our_readme(target / README):
             (partial / README).unlink(missing_ok=True)
-        _refuse_foreign(target, files_below(partial), overwrite)
         seal(partial)
-        _move_in(partial, target)
+        _move_in(partial, target, overwrite)
     except TwinlineError:
         raise
     except OSError as error:
@@ -155,7 +158,8 @@ def whole_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]
             raise _unwritten(target, OSError(int(number[1]), str(error))) from error
         raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -222,16 +226,24 @@ def _absolute(path: str | Path) -> Path:
 
 def _beside(target: Path, what: str) -> Path:
     """A hidden sibling: the same file system, so that a rename moves it."""
-    return target.with_name(f".{target.name}.{what}-{os.getpid()}")
+    return target.with_name(f".{target.name}.{what}-{uuid4().hex[:12]}")
 
 
-def _staging(target: Path) -> Path:
-    """Where a folder is written first: on the target's own file system, so that renames move it."""
-    name = f".{target.name}.partial-{os.getpid()}"
-    return target / name if os.path.ismount(target) else target.with_name(name)
+def _new_folder(target: Path, what: str) -> Path:
+    """A hidden folder on the target's own file system, so that renames move what is in it.
+
+    It stands beside the target, or in it where that is a mount or nothing may be put beside it.
+    """
+    inside = target.is_dir() and (
+        os.path.ismount(target) or not os.access(target.parent, os.W_OK | os.X_OK)
+    )
+    folder = _beside(target, what)
+    folder = target / folder.name if inside else folder
+    folder.mkdir()
+    return folder
 
 
-def _refuse_foreign(target: Path, names: list[str], overwrite: bool) -> None:
+def _refuse_foreign(target: Path, names: Iterable[str], overwrite: bool) -> None:
     """Refuse to write files of these names over those of others, or through a file."""
     ours = written_files(target)
     for name in names:
@@ -247,18 +259,28 @@ def _refuse_foreign(target: Path, names: list[str], overwrite: bool) -> None:
             )
 
 
-def _move_in(partial: Path, target: Path) -> None:
+def _move_in(partial: Path, target: Path, overwrite: bool) -> None:
     """Put the files of ``partial`` into ``target``; on any error ``target`` is as before."""
     if not target.exists():
-        os.replace(partial, target)
-        return
-    written = files_below(partial)
-    first = [name for name in written if matches(name, WEIGHTS)]
-    order = [*first, *(name for name in written if name not in (*first, CONFIG))]
-    stale = written_files(target) - {*written} if CONFIG in written else set()
-    order += [*sorted(stale), *(name for name in written if name == CONFIG)]
-    old = partial.with_name(partial.name.replace(".partial-", ".old-"))
-    shutil.rmtree(old, ignore_errors=True)
+        try:
+            os.replace(partial, target)
+            return
+        except OSError:
+            if not target.exists():  # else another process has made it in the meantime
+                raise
+    with _one_writer(target):
+        names = files_below(partial)
+        _refuse_foreign(target, names, overwrite)
+        first = [name for name in names if matches(name, WEIGHTS)]
+        between = [name for name in names if name not in (*first, CONFIG)]
+        stale = saved_files(target) - {*names} if CONFIG in names else set()
+        last = [CONFIG] if CONFIG in names else []
+        _exchange(partial, target, [*first, *between, *sorted(stale), *last], stale)
+
+
+def _exchange(partial: Path, target: Path, order: list[str], stale: set[str]) -> None:
+    """Replace files one after another, and remove those that are stale; all or none."""
+    old = _new_folder(target, "old")
     replaced: list[str] = []
     added: list[str] = []
     try:
@@ -279,11 +301,29 @@ def _move_in(partial: Path, target: Path) -> None:
             (old / name).unlink(missing_ok=True)  # nothing is moved between two links to one file
         for name in added:
             (target / name).unlink(missing_ok=True)
-        _remove_empty([*old.glob("*/"), old, *((target / name).parent for name in added)])
+        emptied = {(target / name).parent for name in added} - {target}
+        _remove_empty([*old.glob("*/"), old, *emptied])
         raise
     # What was replaced is kept until all is in place: a kill loses neither.
     shutil.rmtree(old, ignore_errors=True)
     _remove_empty({(target / name).parent for name in stale} - {target})
+
+
+@contextmanager
+def _one_writer(folder: Path) -> Iterator[None]:
+    """Inside the block no other thread or process moves files into ``folder`` here."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a network's file system may have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _set_aside(file: Path, place: Path) -> None:
@@ -291,7 +331,7 @@ def _set_aside(file: Path, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(file, place, follow_symlinks=False)
-    except OSError:  # a file system without hard links
+    except (NotImplementedError, OSError):  # a file system without hard links
         os.replace(file, place)
 
 

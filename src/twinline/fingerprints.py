@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import xxhash
 from torch import nn
 
 from .hashing import fingerprint
@@ -22,29 +25,38 @@ SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act"
          "pad_token_id", "position_table", "normalize")  # fmt: skip
 """What decides a twin encoder's vectors beside ``ModelOptions`` and its weights."""
 NOT_SCORES = {
-    "_name_or_path", "name_or_path", "architectures", "dtype", "id2label", "label2id",
-    "sentence_transformers", "torch_dtype", "transformers_version", "twinline", "use_cache",
+    "_name_or_path", "name_or_path", "architectures", "dtype", "id2label", "initializer_range",
+    "label2id", "problem_type", "sentence_transformers", "torch_dtype", "transformers_version",
+    "twinline", "use_cache",
 }  # fmt: skip
 """Keys of a model's configuration that no score depends on."""
 
 
 def weights_print(module: nn.Module) -> str:
-    """Of all of a module's weights."""
-    tensors = (tensor.detach().cpu().contiguous() for tensor in module.state_dict().values())
-    return fingerprint(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in tensors)
+    """A hash of all of a module's weights: fast, since a cache asks for it at every use."""
+    digest = xxhash.xxh3_128()
+    for tensor in module.state_dict().values():
+        plain = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{plain.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(plain.view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def tokenizer_print(tokenizer: Any) -> str:
-    """Of how a tokenizer cuts texts, whatever truncation or padding was last asked of it."""
+    """A hash of how a tokenizer cuts texts, whatever truncation was last asked of it."""
+    rules = [repr(getattr(tokenizer, "split_special_tokens", False))]
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return fingerprint([repr(sorted(tokenizer.get_vocab().items())), repr(tokenizer)])
-    state = json.loads(backend.to_str())
-    return fingerprint([json.dumps({**state, "truncation": None, "padding": None})])
+    if backend is not None:
+        state = json.loads(backend.to_str())
+        return fingerprint([*rules, json.dumps({**state, "truncation": None, "padding": None})])
+    with TemporaryDirectory() as folder:  # one written in Python is known by its files
+        files = map(Path, tokenizer.save_vocabulary(folder))
+        rules += [json.dumps(tokenizer.special_tokens_map, default=str, sort_keys=True)]
+        return fingerprint([*rules, *(file.read_bytes() for file in sorted(files))])
 
 
 def model_print(model: Any) -> str:
-    """Of a ``TwinlineModel`` beside its weights: its options, and switches set since."""
+    """A hash of a ``TwinlineModel`` beside its weights: its options, and switches set since."""
     names = (*SHAPE, *(option.name for option in fields(ModelOptions)))
     options = {name: getattr(model.config, name) for name in names}
     far = [getattr(layer.attention, "far", None) for layer in model.each_layer()]
@@ -52,7 +64,7 @@ def model_print(model: Any) -> str:
 
 
 def encoder_print(encoder: Any) -> str:
-    """Of a twin encoder as it is now: it may have been trained on since it was loaded."""
+    """A hash of a twin encoder as it is now: it may have been trained on since it was loaded."""
     similarity, config = encoder.similarity_name, encoder.model.config
     if similarity == "dot" and config.normalize:
         similarity = "cosine"
@@ -67,11 +79,16 @@ def encoder_print(encoder: Any) -> str:
     ])  # fmt: skip
 
 
-def cross_encoder_print(model: Any, tokenizer: Any, limit: int | None, on_overflow: str) -> str:
-    """Of a classifier of transformers' as it is now, and of what it does with longer pairs."""
-    config = {k: v for k, v in model.config.to_dict().items() if k not in NOT_SCORES}
-    rule = None if limit is None else {"warn": "truncate"}.get(on_overflow, on_overflow)
+def cross_encoder_print(scorer: Any) -> str:
+    """A hash of a cross-encoder as it is now, and of what it does with pairs that are too long."""
+    config = {
+        name: value
+        for name, value in scorer.model.config.to_dict().items()
+        if name not in NOT_SCORES and "dropout" not in name
+    }
+    rule = {"warn": "truncate"}.get(scorer.on_overflow, scorer.on_overflow)
+    reads = [scorer.types, scorer.limit, None if scorer.limit is None else rule]
     return fingerprint([
-        "cross-encoder", json.dumps([limit, rule]), json.dumps(config, sort_keys=True, default=str),
-        tokenizer_print(tokenizer), weights_print(model),
+        "cross-encoder", json.dumps(reads), json.dumps(config, sort_keys=True, default=str),
+        tokenizer_print(scorer.tokenizer), weights_print(scorer.model),
     ])  # fmt: skip

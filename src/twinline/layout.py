@@ -15,10 +15,10 @@ from .errors import TwinlineError
 from .files import whole_folder
 from .model import TwinlineModel
 from .model_card import encoder_card
-from .ownership import README, marked
+from .ownership import README, marked_card
 from .pooling import POOLINGS
 from .similarity import SIMILARITIES
-from .sources import read_json
+from .sources import read_object
 
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"
@@ -117,7 +117,7 @@ def save_folder(
         (folder / HEAD_CONFIG).write_text(json.dumps({"similarity": similarity}) + "\n")
         if weights := head.state_dict():
             save_file(weights, folder / HEAD_WEIGHTS)
-        (folder / README).write_text(marked(encoder_card(model, similarity)), encoding="utf-8")
+        (folder / README).write_text(marked_card(encoder_card(model, similarity)), encoding="utf-8")
 
 
 def load_head(folder: Path, width: int) -> tuple[str, nn.Module]:
@@ -197,8 +197,7 @@ def load_prompts(folder: Path) -> Prompts:
         read_object(pooling).get("include_prompt", True)
         for pooling in folder.glob("[0-9]_Pooling/config.json")
     )
-    kept = {name: text for name, text in texts.items() if text}
-    return Prompts(kept, default if default in kept else None, bool(pooled))
+    return Prompts({str(name): str(text) for name, text in texts.items()}, default, bool(pooled))
 
 
 def check_prompts(folder: Path) -> None:
@@ -206,19 +205,10 @@ def check_prompts(folder: Path) -> None:
 
     Raises: TwinlineError naming the file.
     """
-    if load_prompts(folder).default is not None:
+    file = folder / PROMPTS
+    declared = read_object(file) if file.is_file() else {}
+    if (declared.get("prompts") or {}).get(declared.get("default_prompt_name")):
         raise TwinlineError(
-            f"{folder / PROMPTS} declares a default prompt, which Twinline does not put before the "
-            "texts of a cross-encoder: remove it there."
+            f"{file} declares a default prompt, which Twinline does not put before the texts of a "
+            "cross-encoder: remove it there."
         )
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """A JSON file's object.
-
-    Raises: TwinlineError if it cannot be read or holds anything else.
-    """
-    found = read_json(file)
-    if not isinstance(found, dict):
-        raise TwinlineError(f"{file} holds no JSON object: restore the file.")
-    return found

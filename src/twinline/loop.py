@@ -138,7 +138,7 @@ def train(
     Args:
         batch_at: the batch of micro-step ``step * accumulate + i``; must depend on nothing else.
         loss: a scalar from the (wrapped) module and a batch's inputs.
-        folder: keeps ``checkpoint/`` and ``metrics.jsonl``; a run found there goes on.
+        folder: keeps ``checkpoint.pt`` and ``metrics.jsonl``; a run found there goes on.
         identity: what makes this run this run; a checkpoint with another identity is refused.
         evaluate: higher is better; called on the module in eval mode, without gradients. Where it
             is undefined (``UndefinedCorrelation``, or not a finite number) the log has None, the

@@ -6,7 +6,6 @@ on the lines; ``b`` is batch, ``n`` length, ``h`` heads, ``d`` head_dim.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -383,7 +382,7 @@ class TwinlineModel(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
-        check_tensors(info["missing_keys"], info["unexpected_keys"], path, body=re.compile(""))
+        check_tensors(info["missing_keys"], info["unexpected_keys"], path)
         if Path(path).is_dir():
             # A relative path means another folder once the user has moved.
             model.config.name_or_path = model.name_or_path = str(Path(path).absolute())

@@ -11,8 +11,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from glob import escape
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,22 @@ LOG = "metrics.jsonl"
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "similarity.safetensors")
 """A model's weights and its score head's, which are put in place before all else."""
 VOCABULARIES = (
+    "vocab.txt",
+    "vocab.json",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "spm.model",
+    "tokenizer.model",
+)
+"""Files that hold a vocabulary where there is no ``tokenizer.json``."""
+TOKENIZER_FILES = (
+    *VOCABULARIES,
+    "merges.txt",
+    "bpe.codes",
+    "dict.txt",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "spiece.model",
 )
 """What only some tokenizers write beside ``tokenizer.json``."""
 MODEL_FILES = (
@@ -42,7 +51,7 @@ MODEL_FILES = (
     "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
-    *VOCABULARIES,
+    *TOKENIZER_FILES,
     "modules.json",
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
@@ -55,8 +64,26 @@ MODEL_FILES = (
     CONFIG,
 )
 """All that saving a twin encoder, a cross-encoder or a teacher can write, ``config.json`` last."""
-ALWAYS = (CONFIG, "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-"""Files of every saved model: where others' stand, training need not begin."""
+CROSS_ENCODER_FILES = (
+    CONFIG,
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    CARD,
+)
+"""Files of every saved cross-encoder: where others' stand, training need not begin."""
+TWIN_FILES = (
+    CONFIG,
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+    "similarity.json",
+)
+"""Files of every saved twin encoder, likewise."""
 WORK_FILES = (
     "checkpoint.pt",
     LOG,
@@ -83,8 +110,12 @@ LOG_KEYS = {"step", "pairs", "tokens"}
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a relative name is one of those declared."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+    """Whether a relative name is one of those declared; a star stands for no slash."""
+    parts = name.split("/")
+    return any(
+        len(parts) == len(pattern.split("/")) and all(map(fnmatchcase, parts, pattern.split("/")))
+        for pattern in patterns
+    )
 
 
 def files_below(folder: Path) -> list[str]:
@@ -96,33 +127,47 @@ def files_below(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def written_files(folder: Path) -> set[str]:
-    """The files of a folder that Twinline wrote, by their relative names.
+def declared_files(folder: Path, patterns: Iterable[str] = MODEL_FILES) -> list[str]:
+    """The files of a folder whose relative names are declared."""
+    found = {place for pattern in patterns for place in folder.glob(pattern)}
+    return sorted(place.relative_to(folder).as_posix() for place in found)
 
-    Version 0.1.0 listed nothing: a folder of its model type has the files that it always wrote.
+
+def saved_files(folder: Path) -> set[str]:
+    """The files of a folder's last save, which the next one replaces or removes.
+
+    ``config.json`` lists them. Where a save was stopped before it was put in place, the rest of
+    that save beside the folder has the list. Version 0.1.0 had no list: a model of its type has
+    the files that such a model is saved with.
     """
-    here = [name for name in files_below(folder) if matches(name, MODEL_FILES)]
-    by_content = {CARD: is_card, README: is_our_readme, LOG: is_log}
-    found = {name for name, is_ours in by_content.items() if is_ours(folder / name)}
-    config = _json(folder / CONFIG)
-    if not isinstance(config, dict):
-        return found
-    seal = config.get(KEY)
-    if isinstance(seal, dict):
-        listed = seal.get("files")
-        names = {CONFIG, *(listed if isinstance(listed, list) else ())}
-        return found | {
-            name
-            for name in here
-            if name in names
-            and name not in by_content
-            # A list outlives the weights beside it where another library writes its own there.
-            and (not matches(name, WEIGHTS) or save_id(folder / name) is not None)
-        }
-    if config.get("model_type") == "twinline":
-        skipped = (*by_content, *VOCABULARIES)
-        return found | {name for name in here if not matches(name, skipped)}
-    return found
+    config, here = _json(folder / CONFIG), declared_files(folder)
+    lists = [_save_of(config)]
+    if stopped := save_id(folder / "model.safetensors"):
+        rest = (_save_of(_json(place / CONFIG)) for place in leftovers(folder))
+        lists += [save for save in rest if save.get("id") == stopped]
+    listed = {name for save in lists for name in save.get("files", ())}
+    if isinstance(config, dict) and config.get("model_type") == "twinline" and not listed:
+        return {n for n in here if not matches(n, (*BY_CONTENT, *TOKENIZER_FILES))}
+    return {name for name in here if _is_saved(folder, name, listed)}
+
+
+def _is_saved(folder: Path, name: str, listed: set[str]) -> bool:
+    """Whether a file of a save is still the one that the save wrote, as far as that shows."""
+    if matches(name, WEIGHTS):  # a list outlives them where another library writes its own there
+        return save_id(folder / name) is not None
+    return name in listed and BY_CONTENT.get(name, Path.exists)(folder / name)
+
+
+def written_files(folder: Path) -> set[str]:
+    """The files of a folder that Twinline wrote, by their relative names."""
+    return saved_files(folder) | {n for n, is_ours in BY_CONTENT.items() if is_ours(folder / n)}
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What saves that were stopped half-way left beside a folder."""
+    place = folder.resolve()
+    patterns = [f".{escape(place.name)}.{what}-*" for what in ("partial", "old")]
+    return sorted(found for at in (place.parent, place) for p in patterns for found in at.glob(p))
 
 
 def seal(folder: Path) -> None:
@@ -136,11 +181,11 @@ def seal(folder: Path) -> None:
     config.pop(KEY, None)
     names = files_below(folder)
     contents = ((folder / name).read_bytes() for name in names if name != CONFIG)
-    save = fingerprint(chain([json.dumps(config, sort_keys=True), *names], contents))
+    number = fingerprint(chain([json.dumps(config, sort_keys=True), *names], contents))
     for name in names:
         if matches(name, WEIGHTS):
-            _stamp(folder / name, save)
-    config[KEY] = {"id": save, "files": names}
+            _stamp(folder / name, number)
+    config[KEY] = {"id": number, "files": names}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -151,22 +196,22 @@ def check_one_save(folder: Path) -> None:
 
     Raises: TwinlineError naming the file and where the rest of the save lies.
     """
-    config = _json(folder / CONFIG)
-    sealed = config.get(KEY) if isinstance(config, dict) else None
-    ours = sealed.get("id") if isinstance(sealed, dict) else None
-    for name in files_below(folder):
-        if not matches(name, WEIGHTS):
-            continue
+    ours = _save_of(_json(folder / CONFIG)).get("id")
+    for name in declared_files(folder, WEIGHTS):
         theirs = save_id(folder / name)
         # Another tool's config beside our score head says nothing of an interrupted save.
         if theirs is None or theirs == ours or (ours is None and name.startswith("similarity")):
             continue
-        rest = sorted(folder.resolve().parent.glob(f".{folder.resolve().name}.*"))
-        where = f"; the save's other files lie in {' and '.join(map(str, rest))}" if rest else ""
         raise TwinlineError(
             f"{folder} holds {name} of another save than its {CONFIG}, as a save that was stopped "
-            f"half-way leaves it{where}: save the model again."
+            f"half-way leaves it{whereabouts(folder)}: save the model again."
         )
+
+
+def whereabouts(folder: Path) -> str:
+    """Where the other files of a save that was stopped lie, in words; nothing if nowhere."""
+    rest = leftovers(folder)
+    return f"; the save's other files lie in {' and '.join(map(str, rest))}" if rest else ""
 
 
 def save_id(weights: Path) -> str | None:
@@ -202,7 +247,7 @@ def is_log(file: Path) -> bool:
         return False
 
 
-def marked(text: str) -> str:
+def marked_card(text: str) -> str:
     """A model card with the mark by which it is known as ours until somebody changes it."""
     return f"{text}\n<!-- twinline {fingerprint([text])} -->\n"
 
@@ -215,6 +260,22 @@ def is_our_readme(file: Path) -> bool:
         return False
     mark = README_MARK.search(text)
     return mark is not None and mark[1] == fingerprint([text[: mark.start()]])
+
+
+BY_CONTENT: dict[str, Callable[[Path], bool]] = {
+    CARD: is_card,
+    README: is_our_readme,
+    LOG: is_log,
+}
+"""Files that are known as ours by what they hold."""
+
+
+def _save_of(config: Any) -> dict[str, Any]:
+    """The id and the files of the save that wrote a ``config.json``; nothing where it has none."""
+    save = config.get(KEY) if isinstance(config, dict) else None
+    if not isinstance(save, dict) or not isinstance(save.get("files"), list):
+        return {}
+    return {"id": save.get("id"), "files": [CONFIG, *map(str, save["files"])]}
 
 
 def _json(file: Path) -> Any:

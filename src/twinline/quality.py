@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from .errors import TwinlineError
-from .files import fingerprint, into_marks, write_whole
+from .files import into_marks, write_whole
+from .hashing import fingerprint
 from .recipe import read_recipe
 from .recipes import ConvertRecipe, DistillRecipe, TeachRecipe
 

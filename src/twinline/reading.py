@@ -140,7 +140,7 @@ class Reader:
             self.tokenizer = load_tokenizer(folder or "")
         else:
             self.tokenizer = tokenizer
-            check_tokenizer(tokenizer, self.model.config.to_dict(), "this model")
+            check_tokenizer(tokenizer, self.model.config.to_dict())
         width = self.model.config.projection_dim
         prompts = load_prompts(folder) if folder else Prompts()
         self.prompts: dict[str, str] = prompts.texts

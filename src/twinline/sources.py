@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import TwinlineError
+from .ownership import CARD, whereabouts
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def find_model(name: str | Path) -> Path:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise TwinlineError(
-                f"The model folder {name} has no config.json: name a folder that save() wrote."
+                f"The model folder {name} has no config.json{whereabouts(path)}: name a folder "
+                "that save() wrote, or save the model again."
             )
         return path.absolute()  # a relative path means another folder once the user has moved
     if path.exists():
@@ -125,8 +127,17 @@ def path_of(name: Any) -> Path:
     return path
 
 
+def find_scorer(name: Any) -> Path:
+    """The folder of a model, or of a teacher's card, by path or by name.
+
+    Raises: TwinlineError as ``find_model``.
+    """
+    path = path_of(name).absolute()
+    return path if (path / CARD).is_file() else find_model(name)
+
+
 def is_cross_encoder(folder: Path) -> bool:
-    """Whether a folder's model reads two texts together: a classifier of transformers'."""
+    """Whether a folder's model is a classifier of transformers', as cross-encoders are."""
     names = read_config(folder).get("architectures")
     return any("SequenceClassification" in str(name) for name in names or [])
 
@@ -136,11 +147,18 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises: TwinlineError if it cannot be read.
     """
-    file = folder / "config.json"
-    config = read_json(file)
-    if not isinstance(config, dict):
-        raise TwinlineError(f"{file} is no model configuration.")
-    return config
+    return read_object(folder / "config.json")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON file's object.
+
+    Raises: TwinlineError if it cannot be read or holds anything else.
+    """
+    found = read_json(file)
+    if not isinstance(found, dict):
+        raise TwinlineError(f"{file} holds no JSON object: restore the file.")
+    return found
 
 
 def read_json(file: Path) -> Any:

@@ -26,12 +26,21 @@ from .files import whole_folder
 from .fingerprints import cross_encoder_print
 from .hashing import fingerprint
 from .layout import check_prompts
-from .ownership import CARD, is_card
+from .ownership import CARD, CONFIG, is_card
 from .progress import Progress
-from .scales import COSINE, REGRESSOR, Range, Scale, Scores, check_scale, off_scale, spelled
-from .scales import to_unit as to_unit
+from .scales import (
+    COSINE,
+    REGRESSOR,
+    Range,
+    Scale,
+    Scores,
+    check_scale,
+    off_scale,
+    spelled,
+    to_unit,
+)
 from .similarity import Ranked, ranking
-from .sources import find_model, path_of, read_config, read_json
+from .sources import find_scorer, read_config, read_json
 from .text import Pair, PairList, clean_text, one_text, pair_list, text_list
 from .tokenization import load_tokenizer
 
@@ -96,7 +105,7 @@ class CrossEncoderScorer:
     @property
     def fingerprint(self) -> str:
         """Of the model as it is now: it may have been trained on since."""
-        return cross_encoder_print(self.model, self.tokenizer, self.limit, self.on_overflow)
+        return cross_encoder_print(self)
 
     @classmethod
     def load(
@@ -106,7 +115,7 @@ class CrossEncoderScorer:
 
         Raises: TwinlineError if it cannot be read or has several outputs.
         """
-        model = load_classifier(folder, "read as a cross-encoder")
+        model = load_classifier(folder)
         check_prompts(folder)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(model, load_tokenizer(folder), scale, on_overflow)
@@ -270,16 +279,17 @@ class Teacher:
             self.scorers.append(TwinScorer(source, check_scale(declared or "unit")))
             self.places.append(None)
             return
-        path = path_of(source).absolute()
-        if declared is None and (path / CARD).is_file():
-            if not is_card(path / CARD):
-                raise TwinlineError(f"{path / CARD} lists no members with a path and a scale.")
-            card = read_json(path / CARD)
-            self.both_orders = self.both_orders and card.get("both_orders", True)
-            for member in card["members"]:
-                self.add_folder((path / member["path"]).resolve(), member["scale"], None)
-            return
-        self.add_folder(find_model(source), declared, fallback)
+        folder = find_scorer(source)
+        card = folder / CARD
+        if declared is None and is_card(card):
+            content = read_json(card)
+            self.both_orders = self.both_orders and bool(content.get("both_orders", True))
+            for member in content["members"]:
+                self.add_folder((folder / member["path"]).resolve(), member["scale"], None)
+        elif not (folder / CONFIG).is_file():
+            raise TwinlineError(f"{card} lists no members with a path and a scale.")
+        else:  # beside a model, a file of that name is somebody else's
+            self.add_folder(folder, declared, fallback)
 
     def add_folder(self, folder: Path, declared: Any, fallback: Scale | None) -> None:
         """Take in the twin or the cross-encoder in a folder."""

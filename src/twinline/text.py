@@ -7,7 +7,6 @@ holds labels, columns or characters beside them is guessed at.
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Set
 from os import PathLike
@@ -218,15 +217,20 @@ def opened(
     if hasattr(value, "to_pylist"):  # Arrow's own items are no strings
         value = value.to_pylist()
     if callable(getattr(value, "readline", None)):
-        if isinstance(value, (io.RawIOBase, io.BufferedIOBase)) or "b" in str(
-            getattr(value, "mode", "")
-        ):
+        if _is_binary(value):
             raise TwinlineError(f"{start} a binary file: open it as text, open(path).")
         return lines(value, name)
     try:
         return iter(value)
     except TypeError as error:
         raise TwinlineError(f"{start} of type {kind}.") from error
+
+
+def _is_binary(file: Any) -> bool:
+    try:
+        return isinstance(file.read(0), bytes)
+    except Exception:  # closed, or no file after all: reading its lines says so
+        return False
 
 
 def lines(file: Any, name: str) -> Iterator[str]:

@@ -8,18 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import TwinlineError
+from .ownership import VOCABULARIES
 from .sources import read_config, read_json
 
-VOCABULARIES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "spm.model",
-    "tokenizer.model",
-)
-"""Files that a tokenizer's vocabulary comes in; without one transformers makes an empty one."""
 SPARE = 0.02
 """Share of a model's vocabulary that its tokenizer may leave unused: tables are rounded up."""
 SPARE_TOKENS = 128
@@ -37,7 +28,8 @@ def load_tokenizer(folder: str | Path) -> Any:
     from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
     folder = Path(folder)
-    if not any((folder / name).is_file() for name in VOCABULARIES):
+    # Without a vocabulary transformers makes an empty tokenizer.
+    if not any((folder / name).is_file() for name in ("tokenizer.json", *VOCABULARIES)):
         raise TwinlineError(
             f"{folder} has no tokenizer: put the files of the model's own there (tokenizer.json)."
         )
@@ -53,18 +45,23 @@ def load_tokenizer(folder: str | Path) -> Any:
     if backend is not None:
         backend.no_truncation()
         backend.no_padding()
-        if _lowers_case(folder):
-            _lower_case(backend)
-    check_tokenizer(tokenizer, read_config(folder), str(folder))
+    if _lowers_case(folder):
+        if backend is None:
+            raise TwinlineError(
+                f"{folder} asks for lower case (do_lower_case), which this tokenizer of Python's "
+                "cannot do: save it as a fast tokenizer (tokenizer.json)."
+            )
+        _lower_case(backend)
+    check_tokenizer(tokenizer, read_config(folder), f"The tokenizer in {folder}")
     return tokenizer
 
 
-def check_tokenizer(tokenizer: Any, config: Mapping[str, Any], model: str) -> None:
+def check_tokenizer(tokenizer: Any, config: Mapping[str, Any], name: str = "The tokenizer") -> None:
     """Refuse a tokenizer that is not the model's.
 
     Args:
         config: the model's ``vocab_size`` and ``pad_token_id``, as its ``config.json`` has them.
-        model: what the model is called in messages.
+        name: what the tokenizer is called in messages.
     Raises: TwinlineError naming the numbers that differ.
     """
     if not callable(tokenizer) or not hasattr(tokenizer, "get_vocab"):
@@ -73,26 +70,18 @@ def check_tokenizer(tokenizer: Any, config: Mapping[str, Any], model: str) -> No
             "transformers.AutoTokenizer.from_pretrained."
         )
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    remedy = "put the files of the model's own tokenizer there"
+    remedy = "use the model's own"
     special = set(tokenizer.all_special_tokens)
     if not vocabulary.keys() - special:
-        raise TwinlineError(f"The tokenizer of {model} knows no word: {remedy}.")
+        raise TwinlineError(f"{name} knows no word: {remedy}.")
     known, size = max(vocabulary.values()) + 1, config.get("vocab_size")
     if isinstance(size, int) and not size - max(SPARE_TOKENS, SPARE * size) <= known <= size:
-        raise TwinlineError(
-            f"The tokenizer of {model} has {known:,} tokens and the model {size:,}: {remedy}."
-        )
-    unknown = tokenizer.unk_token
-    lost = [token for token in special - {unknown} if token not in vocabulary]
-    if lost:
-        raise TwinlineError(
-            f"The tokenizer of {model} does not know its special token {lost[0]}: {remedy}."
-        )
+        raise TwinlineError(f"{name} has {known:,} tokens and the model {size:,}: {remedy}.")
+    if unknown := sorted(special - vocabulary.keys()):
+        raise TwinlineError(f"{name} does not know its special token {unknown[0]}: {remedy}.")
     theirs, ours = tokenizer.pad_token_id, config.get("pad_token_id")
     if theirs is not None and ours is not None and theirs != ours:
-        raise TwinlineError(
-            f"The tokenizer of {model} pads with token {theirs}, the model with {ours}: {remedy}."
-        )
+        raise TwinlineError(f"{name} pads with token {theirs}, the model with {ours}: {remedy}.")
 
 
 def _lowers_case(folder: Path) -> bool:

@@ -5,6 +5,8 @@ a score moves by more than 1e-5, and is equal if none does.
 """
 
 import inspect
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,23 @@ def test_field_08_a_cross_encoder_that_was_trained_on_misses_the_cache(
     with torch.no_grad():
         teacher.scorers[0].model.classifier.bias.add_(1)  # type: ignore[attr-defined]
     assert (teacher.predict(PAIRS) > before).all()
+
+
+def test_field_08_what_a_cross_encoders_tokenizer_gives_counts(
+    cross_encoder: Path, tmp_path: Path
+) -> None:
+    """Without token types its model reads both texts as one kind."""
+    shutil.copytree(cross_encoder, tmp_path / "ce")
+    file = tmp_path / "ce" / "tokenizer_config.json"
+    names = {"model_input_names": ["input_ids", "attention_mask", "token_type_ids"]}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **names}))
+    built = [
+        Teacher(folder, scale="logit", on_overflow="windows")
+        for folder in (cross_encoder, tmp_path / "ce")
+    ]
+    moved, differ = compare(*built)
+    assert moved
+    assert differ
 
 
 def test_how_fast_a_score_is_made_never_counts(student: Path, tmp_path: Path) -> None:

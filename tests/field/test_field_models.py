@@ -132,6 +132,8 @@ def test_field_04_a_tokenizer_given_by_hand_is_checked_too(
     for tokenizer in (larger, "all-MiniLM-L6-v2", 7):
         with pytest.raises(TwinlineError, match="tokenizer"):
             Encoder(model, tokenizer)
+        with pytest.raises(TwinlineError, match="tokenizer"):
+            transfer(model, TEXTS, TransferOptions(steps=1), tokenizer=tokenizer)
 
 
 # 13: half precision in the file
@@ -217,8 +219,18 @@ def test_field_14_of_several_weight_files_the_models_own_is_read(
     assert (Encoder(folder).encode(TEXTS) == Encoder(tiny_bert).encode(TEXTS)).all()
     (folder / "model.safetensors").rename(folder / "a.safetensors")
     if second.endswith(".safetensors"):
-        with pytest.raises(TwinlineError, match="several weight files"):
+        with pytest.raises(TwinlineError, match="no weights named model"):
             Encoder(folder)
+
+
+def test_field_14_a_base_with_another_head_becomes_a_cross_encoder(
+    tiny_tokenizer: Any, tiny_pairs: Path, tmp_path: Path
+) -> None:
+    """One trained on three classes, as natural language inference has."""
+    base = family("Bert", tmp_path / "base", tiny_tokenizer, num_labels=3)
+    few = load_pairs(tiny_pairs, scale=(0, 1)).select(range(4))
+    teach(base, few, tmp_path / "ce", options=TeachOptions(epochs=0.1), show_progress=False)
+    assert np.isfinite(Teacher(tmp_path / "ce").predict(PAIRS)).all()
 
 
 def test_field_14_weights_of_another_save_are_refused(student: Path, tmp_path: Path) -> None:
@@ -286,6 +298,20 @@ def test_field_15_a_default_prompt_is_put_before_every_text(
     edit(folder / "config_sentence_transformers.json", default_prompt_name="passage")
     with pytest.raises(TwinlineError, match="default prompt 'passage'"):
         Encoder(folder)
+
+
+def test_field_15_an_empty_prompt_stands_before_the_default_one(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = copy(tiny_bert, tmp_path / "m")
+    prompts = {"query": "", "document": "", "sun": "the sun "}
+    stock(folder, prompts=prompts, default_prompt_name="sun")
+    expected = SentenceTransformer(str(folder), device="cpu")
+    encoder = Encoder(folder)
+    assert encoder.encode_query(TEXTS) == pytest.approx(expected.encode_query(TEXTS), abs=1e-5)
+    assert encoder.encode(TEXTS) == pytest.approx(expected.encode(TEXTS), abs=1e-5)
 
 
 def test_field_15_a_cross_encoder_with_a_default_prompt_is_refused(
@@ -361,10 +387,10 @@ BEHIND_PAD = ("Roberta", "XLMRoberta", "Camembert", "Data2VecText", "RobertaPreL
 """Their first position stands behind the padding token's; MPNet's always at 2."""
 
 
-def family(name: str, folder: Path, tokenizer: Any) -> Path:
+def family(name: str, folder: Path, tokenizer: Any, **options: int) -> Path:
     """A random cross-encoder of a family with 32 rows of positions, and the tiny tokenizer."""
     config_class = getattr(transformers, f"{name}Config")
-    shape = {**SHAPE, **FAMILIES[name], "vocab_size": len(tokenizer)}
+    shape = {**SHAPE, **FAMILIES[name], "vocab_size": len(tokenizer), **options}
     config = config_class(**shape, pad_token_id=0)
     torch.manual_seed(0)
     getattr(transformers, f"{name}ForSequenceClassification")(config).save_pretrained(folder)

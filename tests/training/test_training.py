@@ -238,7 +238,7 @@ def test_a_checkpoint_of_another_start_is_refused(tiny_bert, pairs: Pairs, tmp_p
     other = fresh(tiny_bert)
     with torch.no_grad():
         other.model.layers[1].norm.bias.add_(1e-3)
-    with pytest.raises(TwinlineError, match=r"other settings \(start\)"):
+    with pytest.raises(TwinlineError, match=r"other settings \(start, student\)"):
         distill(other, pairs, options=options, folder=tmp_path)
 
 

@@ -12,7 +12,7 @@ from ..data.long import CONSTRUCTIONS
 from ..data.pairs import TASKS
 from ..data.texts import DOCUMENTS
 from ..errors import TwinlineError
-from ..files import fingerprint
+from ..hashing import fingerprint
 from ..options import (
     DistillOptions,
     FindOptions,

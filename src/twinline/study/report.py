@@ -60,7 +60,7 @@ def make(name: str | None, results: Path, docs: Path) -> list[Path]:
     folder = results / name if name else newest(results)
     table = Table.read(folder)
     written = [results / f"{folder.name}.json", docs / folder.name / "index.html"]
-    refuse_foreign(*written)
+    refuse_foreign(written[0], written[1], docs / folder.name / "pearson.svg")
     write_whole(written[0], json.dumps(flat(table.rows), indent=0) + "\n")
     answer = conclusion(table)
     others = (longer_part(table, results), search_part(results, folder.name))
@@ -86,7 +86,7 @@ def make(name: str | None, results: Path, docs: Path) -> list[Path]:
     return written
 
 
-def refuse_foreign(rows: Path, page: Path) -> None:
+def refuse_foreign(rows: Path, page: Path, picture: Path) -> None:
     """Refuse to write a report over files that are none.
 
     Raises: TwinlineError naming the file.
@@ -96,6 +96,7 @@ def refuse_foreign(rows: Path, page: Path) -> None:
     lines = found if isinstance(found, list) else [None]
     for file, ours in (
         (page, PAGE_TITLE in text),
+        (picture, page.exists() or not picture.exists()),
         (rows, all(isinstance(line, dict) and "arm" in line for line in lines)),
     ):
         if not ours:

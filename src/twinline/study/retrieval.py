@@ -20,7 +20,8 @@ from ..data.texts import DOCUMENTS
 from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..evaluate import from_scores, ndcg10
-from ..files import fingerprint, read_lines, write_whole
+from ..files import read_lines, write_whole
+from ..hashing import fingerprint
 from ..machine import describe
 from ..options import ModelOptions, RetrievalOptions, TransferOptions
 from ..recipe import chosen, read_recipe

@@ -24,7 +24,8 @@ from ..data.long import Builder, LongPairs
 from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..evaluate import far_off
-from ..files import fingerprint, read_lines, write_whole
+from ..files import read_lines, write_whole
+from ..hashing import fingerprint
 from ..loop import multiplied
 from ..machine import describe
 from ..recipe import chosen

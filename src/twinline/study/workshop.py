@@ -18,7 +18,8 @@ from ..data.carriers import load_carrier
 from ..data.long import Builder, LongPairs, long_pairs
 from ..encoder import Encoder
 from ..errors import TwinlineError
-from ..files import fingerprint, read_lines, whole_file, write_whole
+from ..files import read_lines, whole_file, write_whole
+from ..hashing import fingerprint
 from ..loop import Run
 from ..recipe import chosen
 from ..teacher import Teacher

@@ -29,7 +29,7 @@ from ..data import Pairs
 from ..data.long import Builder, TooLongError
 from ..encoder import Encoder
 from ..errors import TwinlineError
-from ..files import fingerprint
+from ..hashing import fingerprint
 from ..loop import Batch, Run, deciding, held, train
 from ..options import FindOptions, LoopOptions
 from ..progress import Progress

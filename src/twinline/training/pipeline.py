@@ -12,10 +12,10 @@ from ..data import TASKS, Pairs, load, load_texts
 from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..loop import Run
-from ..ownership import CARD
+from ..ownership import CARD, is_card
 from ..randomness import own_generators
 from ..recipes import ConvertRecipe, DataOptions, DistillRecipe
-from ..sources import find_model, is_cross_encoder
+from ..sources import find_scorer, is_cross_encoder
 from ..teacher import Teacher
 from .distill import check, distill
 
@@ -70,8 +70,8 @@ def scorer_of(
 
     Raises: TwinlineError if a similarity is given for a teacher.
     """
-    folder = find_model(path) if not (Path(path) / CARD).is_file() else Path(path)
-    if (folder / CARD).is_file() or scale or is_cross_encoder(folder):
+    folder = find_scorer(path)
+    if is_card(folder / CARD) or scale or is_cross_encoder(folder):
         if similarity:
             raise TwinlineError(f"{path} is a teacher, which has no similarity: leave it out.")
         return Teacher(folder, scale=scale)  # which says if its scale must be declared

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,12 @@ from ..options import RetrievalOptions
 from ..randomness import own_generators
 from ..reading import Reader
 from ..recipes import ConvertRecipe, RetrievalRecipe
+from ..scales import Scores
 from ..windows import cut
 from .distill import ADDED, frozen
 from .lengths import Lengths
 from .losses import in_batch_negatives, listwise
 from .pipeline import converted
-
-Scores = NDArray[np.float64]
 
 
 class Searcher(nn.Module):
@@ -132,7 +132,7 @@ def train_retrieval(
             folder=folder,
             identity={
                 "retrieval": deciding(options),
-                "student": student.fingerprint,
+                "student": [student.fingerprint, student.prompts],
                 "tasks": [
                     fingerprint([*task.queries, *task.documents, task.relevant.tobytes()])
                     for task in tasks
@@ -170,7 +170,7 @@ def window_vectors(
 ) -> tuple[Tensor, NDArray[np.int64]]:
     """Unit vectors of all windows of ``size`` tokens, and where each document's begin."""
     special = set(teacher.tokenizer.all_special_ids)
-    windows = cut(teacher.tokenize(documents)[0], size, special)
+    windows = cut(teacher.prompted_ids(documents, "document"), size, special)
     vectors = F.normalize(teacher.encode_ids(windows.ids, show_progress_bar=show_progress), dim=-1)
     return vectors, np.searchsorted(windows.owner.numpy(), np.arange(len(documents)))
 
@@ -182,7 +182,7 @@ def best_windows(teacher: Reader, queries: list[str], vectors: Tensor, starts: A
     What a reader of short texts can say of a long document; dear to search with, as every window is
     stored, and therefore worth distilling. ``vectors`` and ``starts`` are ``window_vectors``'s.
     """
-    asked = F.normalize(teacher.encode_ids(teacher.tokenize(queries)[0]), dim=-1)
+    asked = F.normalize(teacher.encode_ids(teacher.prompted_ids(queries, "query")), dim=-1)
     scores = (asked @ vectors.T).cpu().numpy().astype(np.float64)
     best: Scores = np.maximum.reduceat(scores, starts, axis=1)
     return best
@@ -196,7 +196,7 @@ def rankings(
 ) -> list[Scores]:
     """The teacher's scores of each task, found in the folder ``kept`` or left there."""
     teacher = Encoder(recipe.teacher or "", dtype=recipe.teacher_dtype)
-    own = [teacher.fingerprint, str(recipe.teacher_windows)]
+    own = [teacher.fingerprint, json.dumps(teacher.prompts), str(recipe.teacher_windows)]
     made, read = [], ""
     for task in tasks:
         key = fingerprint([*own, *task.queries, *task.documents])[:12]

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ..batching import ShuffledBatches
-from ..cache import Pair
 from ..checkpoints import load_classifier, longest_input
 from ..data import Pairs
 from ..errors import TwinlineError
@@ -20,17 +19,18 @@ from ..hashing import fingerprint
 from ..loop import Batch, Run, deciding, train
 from ..model_card import cross_encoder_card
 from ..options import TeachOptions
-from ..ownership import README, marked
+from ..ownership import CROSS_ENCODER_FILES, README, marked_card
 from ..randomness import own_generators
+from ..scales import to_unit
 from ..sources import find_model
 from ..statistics import pearson
 from ..teacher import (
     CrossEncoderScorer,
     pad_rows,
     pair_rows,
-    to_unit,
     write_card,
 )
+from ..text import Pair
 from ..tokenization import load_tokenizer
 from .distill import labels_of
 
@@ -60,10 +60,10 @@ def teach(
     Raises: TwinlineError if the base or the output cannot be used.
     """
     options = options or TeachOptions()
-    output_folder(output, "output", overwrite)
+    output_folder(output, "output", overwrite, CROSS_ENCODER_FILES)
     start = find_model(base)
     with own_generators(options.seed):  # draws the new head
-        model = load_classifier(start, "made a cross-encoder", num_labels=1)
+        model = load_classifier(start, new_head=True)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(start)
     given: list[Pair] = list(zip(pairs.sentence1, pairs.sentence2, strict=True))
@@ -132,4 +132,4 @@ def save_cross_encoder(
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_card(folder, [{"path": ".", "scale": "logit"}])
-        (folder / README).write_text(marked(cross_encoder_card()), encoding="utf-8")
+        (folder / README).write_text(marked_card(cross_encoder_card()), encoding="utf-8")
