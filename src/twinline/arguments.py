@@ -107,7 +107,7 @@ def is_text(hint: Any) -> bool:
     return hint is str or (get_origin(hint) in (Union, UnionType) and str in get_args(hint))
 
 
-def checked(name: str, value: Any, hint: Any) -> Any:
+def check_value(name: str, value: Any, hint: Any) -> Any:
     """The value of an option, of exactly its type.
 
     NumPy scalars become Python's, lists become tuples, and a path is text where text is taken.
@@ -134,12 +134,12 @@ def hints_of(kind: type) -> dict[str, Any]:
 def check_fields(options: DataclassInstance) -> None:
     """Refuse every option of the wrong type, and bring the others to exactly theirs, in place.
 
-    Raises: TwinlineError as ``checked``.
+    Raises: TwinlineError as ``check_value``.
     """
     hints = hints_of(type(options))
     for option in fields(options):
         value = getattr(options, option.name)
-        fit = checked(option.name, value, hints[option.name])
+        fit = check_value(option.name, value, hints[option.name])
         if fit is not value:
             object.__setattr__(options, option.name, fit)  # the dataclass may be frozen
 

@@ -73,7 +73,9 @@ class TwinlineConfig(PreTrainedConfig):
         hints = arguments.hints_of(ModelOptions)
         for option in fields(ModelOptions):  # declared, with their meaning, in options.py
             value = kwargs.pop(option.name, option.default)
-            setattr(self, option.name, arguments.checked(option.name, value, hints[option.name]))
+            setattr(
+                self, option.name, arguments.check_value(option.name, value, hints[option.name])
+            )
         self.pooling = self.pooling or "mean"
         one_of("attention", self.attention, ATTENTION)
         one_of("feature_map", self.feature_map, FEATURE_MAPS)

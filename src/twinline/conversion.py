@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .arguments import checked
+from .arguments import check_value
 from .attention import HybridAttention
 from .attention.blocks import Layout, parts
 from .attention.hybrid import read_sentences
@@ -244,7 +244,7 @@ def transfer(
             f"transfer trains a TwinlineModel, as convert makes it, not {type(model).__name__}."
         )
     given = text_list(texts)
-    options = checked("options", options or TransferOptions(), TransferOptions)
+    options = check_value("options", options or TransferOptions(), TransferOptions)
     nn.Module.to(model, torch.float32)
     added = learned(model)
     maps = any("_map." in name for name in added)

@@ -10,7 +10,7 @@ import numpy as np
 from .arguments import whole_number
 from .batching import CACHED_TOKENS, budget_batches, padded_tokens, token_ids, windows
 from .errors import TwinlineError
-from .text import checked_texts
+from .text import iter_texts
 
 QUANTILES = (0, 10, 25, 50, 75, 90, 99, 100)
 
@@ -25,7 +25,7 @@ def inspection(texts: Iterable[str], tokenizer: Any, limits: Sequence[int]) -> s
     """
     limits = [whole_number("limits", limit, 1) for limit in limits]
     found, padded = [np.zeros(0, dtype=np.int64)], 0
-    for window in windows(checked_texts(texts)):
+    for window in windows(iter_texts(texts)):
         lengths = [len(ids) for ids in token_ids(tokenizer, window)]
         padded += padded_tokens(lengths, budget_batches(lengths, CACHED_TOKENS))
         found.append(np.array(lengths))

@@ -33,7 +33,7 @@ from .machine import keep_memory
 from .options import LoopOptions
 from .ownership import LOG, is_log
 from .progress import Progress
-from .randomness import own_generators
+from .randomness import fork_generators
 from .statistics import UndefinedCorrelation
 
 Weights = dict[str, Tensor]
@@ -115,7 +115,7 @@ def optimiser(
     return torch.optim.AdamW(groups, lr=options.learning_rate)
 
 
-@own_generators()
+@fork_generators()
 def train(
     module: nn.Module,
     batch_at: Callable[[int], Batch],

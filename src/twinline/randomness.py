@@ -9,7 +9,7 @@ import torch
 
 
 @contextmanager
-def own_generators(seed: int | None = None) -> Iterator[None]:
+def fork_generators(seed: int | None = None) -> Iterator[None]:
     """Inside the block, or the function that this decorates, torch may be seeded and draw.
 
     Behind it the global generators of the processor and of every GPU stand where they stood: a

@@ -42,7 +42,7 @@ from .progress import Progress
 from .similarity import SIMILARITIES
 from .sources import find_model, read_config
 from .stored import Stored, block_states, joined, sentence_states
-from .text import TextList, checked_texts, numbered, one_text, text_list
+from .text import TextList, iter_texts, numbered, one_text, text_list
 from .tokenization import check_tokenizer, load_tokenizer
 from .windows import Windows, averages, cut
 
@@ -446,7 +446,7 @@ class Reader:
         Yields: a vector, or with ``return_token_counts`` a vector and its text's token count.
         Raises: TwinlineError at once for such a precision or a string, and then as ``encode``.
         """
-        texts = checked_texts(
+        texts = iter_texts(
             inputs, "inputs", numbered(), one="give a list of it, or use encode for one"
         )
         check_one_range(options.get("precision", "float32"))

@@ -82,7 +82,7 @@ def off_scale(scores: Scores, scale: Scale, bounds: Range) -> int | None:
     return int(outside[0]) if outside.size else None
 
 
-def spelled(scale: Scale) -> str:
+def scale_words(scale: Scale) -> str:
     """A scale in words."""
     return f'"{scale}"' if isinstance(scale, str) else f"{scale[0]:g} to {scale[1]:g}"
 

@@ -36,7 +36,7 @@ from .scales import (
     Scores,
     check_scale,
     off_scale,
-    spelled,
+    scale_words,
     to_unit,
 )
 from .similarity import Ranked, ranking
@@ -401,7 +401,7 @@ def unit_scores(scorer: Scorer, pairs: PairList) -> Scores:
     if place is not None:
         raise TwinlineError(
             f"The score {scores[place]:g} of {pairs.label(place, None)} lies off the scale "
-            f"{spelled(scorer.scale)} that is declared for it: declare scale='logit' or (low, "
+            f"{scale_words(scorer.scale)} that is declared for it: declare scale='logit' or (low, "
             "high); a twin's stands in a list, scale=['logit']."
         )
     return to_unit(scores, scorer.scale)

@@ -109,14 +109,14 @@ def text_list(
     if isinstance(value, TextList):
         return value
     label = label or numbered(name)
-    return TextList(checked_texts(value, name, label, one), label)
+    return TextList(iter_texts(value, name, label, one), label)
 
 
-def checked_texts(
+def iter_texts(
     value: Any, name: str = "texts", label: Callable[[int], str] | None = None, one: str = ""
 ) -> Iterator[str]:
     """``text_list`` of a stream: ``value`` is refused at once, each text where it comes."""
-    items = opened(value, name, "texts", one, dimensions=(1,))
+    items = items_of(value, name, "texts", one, dimensions=(1,))
     return each_text(items, label or numbered(name))
 
 
@@ -140,11 +140,11 @@ def pair_list(value: Any, name: str = "pairs") -> PairList:
     if isinstance(value, PairList):
         return value
     one = 'write [("a text", "another")]'
-    items = opened(value, name, "pairs of texts", one, dimensions=(1, 2))
-    return PairList((checked_pair(place, item) for place, item in enumerate(items)), numbered_pair)
+    items = items_of(value, name, "pairs of texts", one, dimensions=(1, 2))
+    return PairList((as_pair(place, item) for place, item in enumerate(items)), numbered_pair)
 
 
-def checked_pair(place: int, item: Any) -> Pair:
+def as_pair(place: int, item: Any) -> Pair:
     """The pair number ``place`` of a list."""
     words = f"{capital(numbered_pair(place))} is no pair of texts"
     if isinstance(item, (str, bytes)):
@@ -178,7 +178,7 @@ def one_text(name: str, value: Any) -> str:
     return str.__str__(value)
 
 
-def opened(
+def items_of(
     value: Any, name: str, what: str, one: str, dimensions: tuple[int, ...]
 ) -> Iterator[Any]:
     """The items of an ordered container, by position.

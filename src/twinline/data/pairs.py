@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import checked
+from ..arguments import check_value
 from ..errors import TwinlineError
 from ..scales import LABELS, Range, check_range, off_scale, score_vector
 from ..statistics import is_constant
@@ -56,7 +56,9 @@ class Pairs:
         if self.score is not None and self.scale is not None:
             place = off_scale(self.score, self.scale, LABELS)
             if place is not None:
-                raise off(f"{self.name}, pair {place + 1}", "score", self.score[place], self.scale)
+                raise scale_error(
+                    f"{self.name}, pair {place + 1}", "score", self.score[place], self.scale
+                )
 
     def __len__(self) -> int:
         return len(self.sentence1)
@@ -84,7 +86,7 @@ class Pairs:
         return (self.score - low) / (high - low)
 
 
-def off(place: str, column: str, score: float, scale: Range) -> TwinlineError:
+def scale_error(place: str, column: str, score: float, scale: Range) -> TwinlineError:
     """What is said of a score that lies off its scale."""
     return TwinlineError(
         f"{place}: the {column} {score:g} lies outside the scale {scale[0]:g} to {scale[1]:g}; "
@@ -197,7 +199,7 @@ def load_pairs(
         TwinlineError: it cannot be read, a column or a value is missing, a text is no text, a
             score is not a finite number on the scale, or all scores are the same.
     """
-    columns = checked("columns", columns, tuple[str, ...] | None)
+    columns = check_value("columns", columns, tuple[str, ...] | None)
     table = read_table(source)
     found = _columns(table, columns, need_score)
     if not need_score:
@@ -301,7 +303,7 @@ def _pairs(
     if scores is not None and scale is not None:
         outside = off_scale(scores, scale, LABELS)
         if outside is not None:
-            raise off(table.place(outside), score, scores[outside], scale)
+            raise scale_error(table.place(outside), score, scores[outside], scale)
     name = Path(table.source).name
     return Pairs(table.texts(first), table.texts(second), scores, scale, name, "all")
 

@@ -13,7 +13,7 @@ from ..encoder import Encoder
 from ..errors import TwinlineError
 from ..loop import Run
 from ..ownership import CARD, is_card
-from ..randomness import own_generators
+from ..randomness import fork_generators
 from ..recipes import ConvertRecipe, DataOptions, DistillRecipe
 from ..sources import find_scorer, is_cross_encoder
 from ..teacher import Teacher
@@ -115,12 +115,12 @@ def student(
         base=recipe.base, texts=recipe.texts, transfer=recipe.transfer, **recipe.model.given()
     )
     own = list(dict.fromkeys(text for text in pairs.sentence1 + pairs.sentence2 if text.strip()))
-    with own_generators():  # the head that it draws is only looked at
+    with fork_generators():  # the head that it draws is only looked at
         plain = Encoder(convert(start.base, **start.given()), similarity=recipe.similarity)
     known = None if teacher is None else np.zeros(len(pairs))
     check(recipe.train, plain, pairs, known, None, twin)
     made = converted(start, work, show_progress, own)
-    with own_generators(recipe.train.seed):  # draws a learned head, whatever was drawn before
+    with fork_generators(recipe.train.seed):  # draws a learned head, whatever was drawn before
         made = Encoder(made.model, similarity=recipe.similarity)
     scores = None
     extra = None

@@ -22,7 +22,7 @@ from ..files import whole_file
 from ..hashing import fingerprint
 from ..loop import Batch, Run, deciding, train
 from ..options import RetrievalOptions
-from ..randomness import own_generators
+from ..randomness import fork_generators
 from ..reading import Reader
 from ..recipes import ConvertRecipe, RetrievalRecipe
 from ..scales import Scores
@@ -214,7 +214,7 @@ def rankings(
     return made
 
 
-@own_generators()
+@fork_generators()
 def untrained(recipe: RetrievalRecipe) -> Encoder:
     """A recipe's student before anything is trained.
 
@@ -257,7 +257,7 @@ def searcher(
     if tasks and recipe.teacher and recipe.train.listwise:
         scores = rankings(recipe, tasks, shared or (work and work / "retrieval"), show_progress)
     made = converted(start, work, show_progress)
-    with own_generators(recipe.train.seed):  # draws a learned head
+    with fork_generators(recipe.train.seed):  # draws a learned head
         made = Encoder(made.model, similarity=recipe.similarity, windows=recipe.windows)
     if not tasks:
         return made, Run()

@@ -20,7 +20,7 @@ from ..loop import Batch, Run, deciding, train
 from ..model_card import cross_encoder_card
 from ..options import TeachOptions
 from ..ownership import CROSS_ENCODER_FILES, README, marked_card
-from ..randomness import own_generators
+from ..randomness import fork_generators
 from ..scales import to_unit
 from ..sources import find_model
 from ..statistics import pearson
@@ -62,7 +62,7 @@ def teach(
     options = options or TeachOptions()
     output_folder(output, "output", overwrite, CROSS_ENCODER_FILES)
     start = find_model(base)
-    with own_generators(options.seed):  # draws the new head
+    with fork_generators(options.seed):  # draws the new head
         model = load_classifier(start, new_head=True)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(start)
