@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/twinline demo --output build/demo
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -203,7 +203,12 @@ def test_an_option_that_is_not_known_is_refused(option: str, value: Any, base: P
 
 def write_modules(folder: Path, pooling: dict | None, *kinds: str) -> None:
     modules = [
-        {"idx": i, "name": str(i), "path": f"{i}_{kind}", "type": f"sentence_transformers.x.{kind}"}
+        {
+            "idx": i,
+            "name": str(i),
+            "path": f"{i}_{kind}" if i else "",
+            "type": f"sentence_transformers.x.{kind}",
+        }
         for i, kind in enumerate(["Transformer", *(["Pooling"] if pooling else []), *kinds])
     ]
     (folder / "modules.json").write_text(json.dumps(modules))

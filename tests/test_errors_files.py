@@ -12,6 +12,7 @@ import pytest
 from twinline import files
 from twinline.errors import MissingExtra, TwinlineError, require
 from twinline.files import whole_file, whole_folder, writable_folder, write_whole
+from twinline.hashing import fingerprint
 
 
 def names(folder: Path) -> list[str]:
@@ -127,7 +128,9 @@ def test_a_list_of_files_never_leads_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "thesis").touch()
     (target / "notes").touch()
     config = json.loads((target / "config.json").read_text())
-    config["twinline"]["files"] += ["../thesis", "notes", 5, str(tmp_path / "thesis")]
+    empty = fingerprint([b""])
+    for name in ("../thesis", "notes", str(tmp_path / "thesis")):
+        config["twinline"]["files"][name] = empty
     (target / "config.json").write_text(json.dumps(config))
     save(target)
     assert names(tmp_path) == ["model", "thesis"]

@@ -171,7 +171,7 @@ def test_a_run_with_other_settings_is_refused(
 
 def test_a_damaged_checkpoint_is_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"half a checkpoint")
-    with pytest.raises(TwinlineError, match="remove it to start again") as caught:
+    with pytest.raises(TwinlineError, match="move it away") as caught:
         train(tiny(), batch_at, squared, options(), folder=tmp_path)
     assert "\n" not in str(caught.value)
 

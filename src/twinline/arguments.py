@@ -178,6 +178,17 @@ def flag(name: str, value: Any) -> bool:
     return truth
 
 
+def instance(name: str, value: Any, kind: type, optional: bool = False) -> None:
+    """Refuse what is no object of a class; or None, unless ``optional``.
+
+    Raises: TwinlineError naming the class.
+    """
+    if not isinstance(value, kind) and not (optional and value is None):
+        raise TwinlineError(
+            f"{name} must be of the class {kind.__name__}, not of {type(value).__name__}."
+        )
+
+
 def device_of(value: Any) -> torch.device:
     """A device by its name; None: a GPU if there is one, else the processor.
 
@@ -207,7 +218,7 @@ def usable_device(value: Any) -> torch.device:
     device = device_of(value)
     try:
         torch.zeros(1, device=device).item()
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
+    except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
         raise TwinlineError(
             f"The device {str(device)!r} cannot be used here: choose another, such as 'cpu'."
         ) from error

@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from .errors import TwinlineError
+from .files import absolute_path
 from .text import Pair
 
 BUSY_SECONDS = 10.0
@@ -31,25 +32,15 @@ class ScoreCache:
     """
 
     def __init__(self, path: str | Path) -> None:
-        # A process may change its folder later on.
-        self.path = Path(path).expanduser().absolute()
+        self.path = absolute_path(path, "cache")  # a process may change its folder later on
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TwinlineError(
                 f"The score cache {self.path} cannot be used ({error.strerror}): name another file."
             ) from error
-        with self._connection() as connection:
-            connection.execute("BEGIN IMMEDIATE")  # and so says if nothing can be written
-            if _is_new(connection):
-                connection.execute(
-                    "CREATE TABLE scores (key BLOB PRIMARY KEY, score REAL NOT NULL)"
-                )
-                connection.execute(f"PRAGMA application_id = {APPLICATION}")
-            elif not _is_ours(connection):
-                raise TwinlineError(
-                    f"The score cache {self.path} is another program's database: name another file."
-                )
+        with self._connection():
+            pass  # what cannot be used is refused now
 
     @staticmethod
     def key(teacher: str, pair: Pair) -> bytes:
@@ -80,11 +71,24 @@ class ScoreCache:
         with self._connection() as connection:
             connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", rows)
 
+    def _make_table(self, connection: sqlite3.Connection) -> None:
+        """Make a new file ours; refuse another program's."""
+        connection.execute("BEGIN IMMEDIATE")  # and so says if nothing can be written
+        if _is_new(connection):
+            connection.execute("CREATE TABLE scores (key BLOB PRIMARY KEY, score REAL NOT NULL)")
+            connection.execute(f"PRAGMA application_id = {APPLICATION}")
+        elif not _is_ours(connection):
+            raise TwinlineError(
+                f"The score cache {self.path} is another program's database: name another file."
+            )
+
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         """A connection for one transaction, which is kept if the block ends well."""
         try:
             with closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS)) as one, one:
+                if not _is_ours(one):
+                    self._make_table(one)
                 yield one
         except sqlite3.Error as error:
             raise TwinlineError(f"The score cache {self.path} {_reason(error)}.") from error

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import TwinlineError
 from .ownership import check_one_save
@@ -146,13 +147,26 @@ def check_tensors(
     if lacking := sorted(missing):
         raise TwinlineError(
             f"The checkpoint {folder} lacks {len(lacking)} of the model's tensors "
-            f"({', '.join(lacking[:3])}), which would be random numbers: save the model again."
+            f"({', '.join(lacking[:3])}), or has them in another shape: save the model again."
         )
     if extra := sorted(name for name in unexpected if not heads or BODY.search(name)):
         raise TwinlineError(
             f"The checkpoint {folder} holds {len(extra)} tensors that its configuration has no "
             f"place for ({', '.join(extra[:3])}): restore the config.json that belongs to it."
         )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Inside the block transformers reports nothing: what is missing is told in one sentence."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def load_classifier(folder: Path, new_head: bool = False) -> Any:
@@ -163,21 +177,17 @@ def load_classifier(folder: Path, new_head: bool = False) -> Any:
     Raises: TwinlineError if it cannot be read, lacks tensors, or has several outputs.
     """
     from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging
 
     weight_files(folder)
     options = {"num_labels": 1, "ignore_mismatched_sizes": True} if new_head else {}
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what is missing is told below, in one sentence
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            str(folder), dtype=torch.float32, output_loading_info=True, **options
-        )
+        with quiet_transformers():
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                str(folder), dtype=torch.float32, output_loading_info=True, **options
+            )
     except Exception as error:  # transformers, torch and safetensors raise kinds of their own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TwinlineError(f"{folder} cannot be read as a cross-encoder: {reason}") from error
-    finally:
-        logging.set_verbosity(verbosity)
     body = re.compile(rf"^{re.escape(model.base_model_prefix)}\.(?!pooler\.)")
     absent = [*info["missing_keys"], *(str(name) for name, *_ in info["mismatched_keys"])]
     absent = [name for name in absent if not new_head or body.match(name)]
@@ -196,12 +206,29 @@ def longest_input(model: Any) -> int | None:
     Families that number positions behind the padding token's (RoBERTa's, MPNet) leave the first
     rows of their table unused; their position embeddings say so.
     """
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            return int(module.num_embeddings) - unused
     limit: int | None = getattr(model.config, "max_position_embeddings", None)
-    return limit
+    for name, module in model.named_modules():
+        table: Any = getattr(module, "weight", None)
+        if name.endswith("position_embeddings") and isinstance(table, Tensor):
+            padding = getattr(module, "padding_idx", None)
+            limit = len(table) - (0 if padding is None else padding + 1)
+    numbers = [len(x[0]) for name, x in model.named_buffers() if name.endswith("position_ids")]
+    return limit if limit is None else min([limit, *numbers])
+
+
+def stock_modules(folder: Path) -> dict[str, str]:
+    """The folder of each module that sentence-transformers' ``modules.json`` lists, by its kind.
+
+    Raises: TwinlineError if the file lists anything else.
+    """
+    file = folder / "modules.json"
+    if not file.is_file():
+        return {}
+    try:
+        modules = read_json(file)
+        return {str(m["type"]).rsplit(".", 1)[-1]: str(m["path"]) for m in list(modules)}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise TwinlineError(f"{file} lists no modules with a type and a path.") from error
 
 
 def stock_pooling(folder: Path, wanted: str | None = None) -> dict[str, Any]:
@@ -209,13 +236,14 @@ def stock_pooling(folder: Path, wanted: str | None = None) -> dict[str, Any]:
 
     With ``wanted``, that pooling, whatever the folder declares.
     """
-    modules = folder / "modules.json"
-    if not modules.is_file():
+    kinds = stock_modules(folder)
+    if not kinds:
         return {"pooling": wanted or "mean", "normalize": False}
-    try:
-        kinds = {m["type"].rsplit(".", 1)[-1]: str(m["path"]) for m in read_json(modules)}
-    except (AttributeError, KeyError, TypeError) as error:
-        raise TwinlineError(f"{modules} lists no modules with a type and a path.") from error
+    if kinds.get("Transformer"):
+        raise TwinlineError(
+            f"{folder} keeps its transformer in {kinds['Transformer']}: name that folder, and give "
+            "pooling= and normalize= as modules.json has them."
+        )
     chosen = wanted or "mean"
     if others := kinds.keys() - {"Transformer", "Pooling", "Normalize", "Dropout"}:
         if wanted is None:

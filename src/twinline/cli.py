@@ -18,6 +18,7 @@ from cyclopts.exceptions import CycloptsError, UnusedCliTokensError
 from .errors import TwinlineError
 from .recipe import read_yaml
 from .recipes import ConvertRecipe, DistillRecipe, RetrievalRecipe, TeachRecipe
+from .strict_options import check_tokens, check_values, types_of
 from .study.verbs import study
 
 Flat = Parameter(name="*")
@@ -432,9 +433,23 @@ def with_recipe(tokens: Sequence[str]) -> list[str]:
                 if place + 1 == len(rest):
                     raise TwinlineError("--recipe needs a YAML file.")
                 value, taken = rest[place + 1], 2
-            app.config = [Dict(read_yaml(value), source=value, use_commands_as_keys=False)]
-            return rest[:place] + rest[place + taken :]
+            values = read_yaml(value)
+            app.config = [Dict(values, source=value, use_commands_as_keys=False)]
+            rest = rest[:place] + rest[place + taken :]
+            check_values(values, types_for(rest), value)
+            break
+    check_tokens(rest, types_for(rest))
     return rest
+
+
+def types_for(tokens: Sequence[str]) -> dict[str, Any]:
+    """The types of the options of the verb that ``tokens`` begin with."""
+    found = app
+    for token in tokens:
+        if token.startswith("-") or token not in found:
+            break
+        found = found[token]
+    return types_of(found.default_command) if found.default_command else {}
 
 
 def main(tokens: Sequence[str] | None = None) -> None:

@@ -21,6 +21,17 @@ def one_of(name: str, value: str, allowed: Any) -> None:
     arguments.one_of(name, value, sorted(allowed))
 
 
+SHAPE = {
+    **dict.fromkeys(
+        ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+         "intermediate_size", "type_vocab_size", "pad_token_id", "position_table"), int
+    ),
+    **dict.fromkeys(("hidden_dropout_prob", "initializer_range", "layer_norm_eps"), float),
+    "normalize": bool,
+}  # fmt: skip
+"""The types of what is not declared in ``options``."""
+
+
 class TwinlineConfig(PreTrainedConfig):
     """Shape, attention, positions and pooling of a ``TwinlineModel``.
 
@@ -69,6 +80,9 @@ class TwinlineConfig(PreTrainedConfig):
         self.pad_token_id = pad_token_id
         self.position_table = position_table
         self.normalize = normalize
+        shape = {name: getattr(self, name) for name in SHAPE}
+        for name, value in shape.items():
+            setattr(self, name, arguments.check_value(name, value, SHAPE[name]))
         kwargs.pop("twinline", None)  # a save's id and files (``ownership``): not the model's
         hints = arguments.hints_of(ModelOptions)
         for option in fields(ModelOptions):  # declared, with their meaning, in options.py

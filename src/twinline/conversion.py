@@ -26,7 +26,14 @@ from .attention.linear import linear_attention
 from .attention.softmax import softmax_attention
 from .attention.spec import FAINT
 from .batching import ShuffledBatches, pad, token_ids
-from .checkpoints import CONVERTIBLE, check_tensors, read_tensors, stock_pooling, weight_files
+from .checkpoints import (
+    CONVERTIBLE,
+    check_tensors,
+    quiet_transformers,
+    read_tensors,
+    stock_pooling,
+    weight_files,
+)
 from .config import TwinlineConfig
 from .errors import TwinlineError
 from .fingerprints import model_print, tokenizer_print
@@ -180,7 +187,8 @@ def load_model(folder: Path) -> TwinlineModel:
     try:
         weight_files(folder)
         # Whatever dtype the file has: half precision is for encoding, chosen where it is loaded.
-        model: TwinlineModel = TwinlineModel.from_pretrained(folder, dtype=torch.float32)
+        with quiet_transformers():
+            model: TwinlineModel = TwinlineModel.from_pretrained(folder, dtype=torch.float32)
     except TwinlineError:
         raise
     except (SafetensorError, UnpicklingError, OSError, RuntimeError, ValueError) as error:

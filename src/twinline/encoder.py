@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from .arguments import whole_number
+from .arguments import flag, whole_number
 from .batching import distinct
 from .errors import TwinlineError
 from .fingerprints import encoder_print
@@ -66,6 +67,7 @@ class Encoder(Reader):
 
         Raises: TwinlineError if they are no vectors of one width, or hold NaN or infinity.
         """
+        self.warn_of_random_head()
         if self.reads_states:
             one, other = self.stored(a), self.stored(b)
             found = [self.head(one[i : i + 1].repeated(len(other)), other) for i in range(len(one))]
@@ -84,6 +86,7 @@ class Encoder(Reader):
 
         Raises: TwinlineError as ``similarity``, or if there are not as many of both.
         """
+        self.warn_of_random_head()
         one, other = (self.stored(a), self.stored(b)) if self.reads_states else self.sides(a, b)
         if len(one) != len(other):
             raise TwinlineError(f"{len(one)} first vectors and {len(other)} second: no pairs.")
@@ -91,6 +94,16 @@ class Encoder(Reader):
         if isinstance(one, Tensor) and isinstance(other, Tensor):
             return finite(scores, one, other)
         return scores
+
+    def warn_of_random_head(self) -> None:
+        """Say once that scores mean nothing before the head is trained."""
+        if self.head_is_random:
+            warnings.warn(
+                f"The {self.similarity_name!r} head of this encoder is new and its weights are "
+                "random: train it (distill) before its scores mean anything.",
+                stacklevel=4,
+            )
+            self.head_is_random = False
 
     def stored(self, given: Any) -> Stored:
         """What ``store`` returned, in fp32.
@@ -201,6 +214,7 @@ class Encoder(Reader):
         Raises: TwinlineError for another option, or what are no texts.
         """
         top_k = whole_number("top_k", top_k, 1, optional=True)
+        flag("return_documents", return_documents)
         asked = TextList([one_text("query", query)], lambda _: "the query")
         texts = text_list(documents, "documents")
         check_scoring("rank", options)

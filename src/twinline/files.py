@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
+from .arguments import flag
 from .errors import TwinlineError
 from .ownership import (
     CONFIG,
     LOG,
+    READ_BESIDE,
     README,
     TWIN_FILES,
     WEIGHTS,
     WORK_FILES,
     files_below,
     is_our_readme,
+    leftovers,
     matches,
     saved_files,
     seal,
@@ -51,7 +54,7 @@ def writable_folder(path: str | Path, option: str) -> Path:
     Raises:
         TwinlineError: ``path``, or what stands above it, is a file or may not be written to.
     """
-    folder = _absolute(path)
+    folder = absolute_path(path, option)
     # Not Path.exists, which raises where a parent may not be looked into.
     standing = next(place for place in (folder, *folder.parents) if os.path.exists(place))
     if not standing.is_dir():
@@ -73,7 +76,7 @@ def output_folder(
         TwinlineError: as ``writable_folder``, or naming the file, unless ``overwrite`` is true.
     """
     folder = writable_folder(path, option)
-    _refuse_foreign(folder, names, overwrite)
+    _refuse_foreign(folder, names, flag("overwrite", overwrite))
     return folder
 
 
@@ -84,7 +87,7 @@ def output_file(path: str | Path, suffix: str, overwrite: bool = False) -> Path:
         TwinlineError: its name has another suffix, its folder cannot be written to, or a file
             stands there and ``overwrite`` is false.
     """
-    file = Path(path)
+    file = absolute_path(path, "output")
     writable_folder(file.parent, "output")
     if file.suffix != suffix:
         raise TwinlineError(f"output must be a {suffix} file, not {file}.")
@@ -136,18 +139,19 @@ def whole_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]
         TwinlineError: ``path`` is a file, holds files of others with these names, or the block
             or the moves into place met an ``OSError``.
     """
-    target = _absolute(path)
+    target, overwrite = absolute_path(path), flag("overwrite", overwrite)
     partial = None
     try:
         if os.path.lexists(target) and not target.is_dir():
             raise TwinlineError(f"{target} is a file; name a folder instead.")
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = _new_folder(target, "partial")
-        yield partial
-        if os.path.lexists(target / README) and not is_our_readme(target / README):
-            (partial / README).unlink(missing_ok=True)
-        seal(partial)
-        _move_in(partial, target, overwrite)
+        with _locked(partial):
+            yield partial
+            if os.path.lexists(target / README) and not is_our_readme(target / README):
+                (partial / README).unlink(missing_ok=True)
+            seal(partial)
+            _move_in(partial, target, overwrite)
     except TwinlineError:
         raise
     except OSError as error:
@@ -169,7 +173,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     Raises:
         TwinlineError: the file cannot be written.
     """
-    target = _absolute(path)
+    target = absolute_path(path)
     partial = _beside(target, "partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -219,9 +223,23 @@ def into_marks(file: Path, mark: str, text: str) -> None:
         write_whole(file, before + begin + text + "\n" + end + after)
 
 
-def _absolute(path: str | Path) -> Path:
-    # Links are followed, so that the folder behind a link is exchanged and not the link.
-    return Path(path).expanduser().resolve()
+def absolute_path(path: Any, option: str = "the path") -> Path:
+    """A path that files can have, absolute, with links followed.
+
+    Links are followed so that the folder behind a link is written, and not the link.
+
+    Raises: TwinlineError naming ``option`` if it is empty or no path.
+    """
+    try:
+        if not isinstance(path, (str, Path)) or not str(path):
+            raise TypeError("it is empty" if path in ("", None) else "it is no path")
+        found = Path(path).expanduser().resolve()
+        os.path.lexists(found)  # fails for a NUL
+        return found
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise TwinlineError(
+            f"{option} must be a file's or a folder's path, not {path!r:.60} ({error})."
+        ) from error
 
 
 def _beside(target: Path, what: str) -> Path:
@@ -268,14 +286,19 @@ def _move_in(partial: Path, target: Path, overwrite: bool) -> None:
         except OSError:
             if not target.exists():  # else another process has made it in the meantime
                 raise
-    with _one_writer(target):
+    with _locked(target):  # one writer at a time
         names = files_below(partial)
-        _refuse_foreign(target, names, overwrite)
+        if CONFIG not in names:  # a card alone, beside whatever is there
+            _refuse_foreign(target, names, overwrite)
+            _exchange(partial, target, names, set())
+            return
+        _refuse_foreign(target, [*names, *READ_BESIDE], overwrite)
         first = [name for name in names if matches(name, WEIGHTS)]
         between = [name for name in names if name not in (*first, CONFIG)]
-        stale = saved_files(target) - {*names} if CONFIG in names else set()
-        last = [CONFIG] if CONFIG in names else []
-        _exchange(partial, target, [*first, *between, *sorted(stale), *last], stale)
+        beside = {name for name in READ_BESIDE if os.path.lexists(target / name)}
+        stale = (saved_files(target) | beside) - {*names}
+        _exchange(partial, target, [*first, *between, *sorted(stale), CONFIG], stale)
+        _remove_leftovers(target)
 
 
 def _exchange(partial: Path, target: Path, order: list[str], stale: set[str]) -> None:
@@ -310,20 +333,34 @@ def _exchange(partial: Path, target: Path, order: list[str], stale: set[str]) ->
 
 
 @contextmanager
-def _one_writer(folder: Path) -> Iterator[None]:
-    """Inside the block no other thread or process moves files into ``folder`` here."""
+def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a folder's lock inside the block, against threads and processes; whether that is so.
+
+    Where there are no locks (Windows, some network file systems) the block runs without.
+    """
     try:
         import fcntl
-    except ImportError:  # Windows
-        yield
+    except ImportError:
+        yield False
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a network's file system may have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        held = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            held = False
+        yield held
     finally:
         os.close(descriptor)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what saves into ``target`` left that were killed: nobody holds its lock any more."""
+    for place in leftovers(target):
+        with suppress(OSError), _locked(place, wait=False) as abandoned:
+            if abandoned:
+                shutil.rmtree(place, ignore_errors=True)
 
 
 def _set_aside(file: Path, place: Path) -> None:

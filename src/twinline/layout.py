@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .checkpoints import stock_modules
 from .errors import TwinlineError
 from .files import whole_folder
 from .model import TwinlineModel
@@ -19,6 +20,7 @@ from .ownership import README, marked_card
 from .pooling import POOLINGS
 from .similarity import SIMILARITIES
 from .sources import read_object
+from .tokenization import lowers_case
 
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"
@@ -49,7 +51,9 @@ def module(number: int, name: str, path: str) -> dict[str, Any]:
     }
 
 
-def stock_files(model: TwinlineModel, prompts: Prompts, similarity: str) -> dict[str, Any]:
+def stock_files(
+    model: TwinlineModel, prompts: Prompts, similarity: str, lower_case: bool = False
+) -> dict[str, Any]:
     """The JSON files by which ``SentenceTransformer(path)`` gives the vectors of ``Encoder``.
 
     Poolings it does not know are done in the model: its Transformer module then hands over
@@ -83,6 +87,7 @@ def stock_files(model: TwinlineModel, prompts: Prompts, similarity: str) -> dict
         "transformer_task": "feature-extraction",
         "modality_config": {"text": {"method": "forward", "method_output_name": output}},
         "module_output_name": name,
+        **({"do_lower_case": True} if lower_case else {}),
     }
     if config.normalize:
         number = len(modules)
@@ -108,10 +113,19 @@ def save_folder(
     """
     from safetensors.torch import save_file
 
+    for module in (model, head):
+        for name, tensor in module.state_dict().items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise TwinlineError(
+                    f"The model holds NaN or infinity in {name} and was not saved: train it again "
+                    "from an earlier checkpoint."
+                )
     with whole_folder(path, overwrite=overwrite) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        for name, content in stock_files(model, prompts, similarity).items():
+        for name, content in stock_files(
+            model, prompts, similarity, lowers_case(tokenizer)
+        ).items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (folder / HEAD_CONFIG).write_text(json.dumps({"similarity": similarity}) + "\n")
@@ -140,8 +154,9 @@ def load_head(folder: Path, width: int) -> tuple[str, nn.Module]:
             f"{folder / HEAD_CONFIG} names the similarity {name!r}; known: "
             f"{', '.join(SIMILARITIES)}."
         )
+    learned = bool(SIMILARITIES[name](width).state_dict())  # else weights there are another's
     try:
-        weights = load_file(folder / HEAD_WEIGHTS) if (folder / HEAD_WEIGHTS).is_file() else {}
+        weights = load_file(folder / HEAD_WEIGHTS) if learned else {}
     except (SafetensorError, OSError) as error:
         raise TwinlineError(f"{folder / HEAD_WEIGHTS} cannot be read: {error}.") from error
     if "out.bias" in weights:
@@ -193,10 +208,8 @@ def load_prompts(folder: Path) -> Prompts:
             f"{file} declares truncate_dim={declared['truncate_dim']}: remove it there, and give "
             "truncate_dim to encode."
         )
-    pooled = all(
-        read_object(pooling).get("include_prompt", True)
-        for pooling in folder.glob("[0-9]_Pooling/config.json")
-    )
+    pooling = folder / stock_modules(folder).get("Pooling", "") / "config.json"
+    pooled = pooling.parent == folder or read_object(pooling).get("include_prompt", True)
     return Prompts({str(name): str(text) for name, text in texts.items()}, default, bool(pooled))
 
 

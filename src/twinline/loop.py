@@ -190,6 +190,7 @@ def train(
         Progress(title, total=options.steps, done=run.step, show=show_progress) as progress,
         multiplied(options.precision),
         closing(in_order(batch_at, numbers, options.workers)) as batches,
+        evaluated_after(module),
     ):
         while run.step < options.steps and not run.stopped:
             started = time.perf_counter()
@@ -238,8 +239,16 @@ def train(
                 kept = time.monotonic()
     if best is not None and options.keep_best:
         load(module, best)
-    module.eval()
     return run
+
+
+@contextmanager
+def evaluated_after(module: nn.Module) -> Iterator[None]:
+    """Behind the block, left by an interrupt or an error too, dropout is off."""
+    try:
+        yield
+    finally:
+        module.eval()
 
 
 def defined(evaluate: Callable[[], float]) -> tuple[float | None, str]:
@@ -321,9 +330,9 @@ class Keeper:
         try:
             kept = torch.load(self.checkpoint, weights_only=True)
         except Exception as error:  # torch.load raises many kinds for a damaged file
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise TwinlineError(
-                f"{self.checkpoint} cannot be read ({reason}): remove it to start again."
+                f"{self.checkpoint} is damaged, or no checkpoint of Twinline: move it away, or "
+                "name another folder."
             ) from error
         if not isinstance(kept, dict) or not kept.keys() >= CHECKPOINT:
             raise TwinlineError(

@@ -380,9 +380,11 @@ class TwinlineModel(PreTrainedModel):
         if Path(path).is_dir():
             check_one_save(Path(path))
         wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("ignore_mismatched_sizes", True)  # they are refused here, by name
         loaded: Any = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
-        check_tensors(info["missing_keys"], info["unexpected_keys"], path)
+        absent = [*info["missing_keys"], *(str(name) for name, *_ in info["mismatched_keys"])]
+        check_tensors(absent, info["unexpected_keys"], path)
         if Path(path).is_dir():
             # A relative path means another folder once the user has moved.
             model.config.name_or_path = model.name_or_path = str(Path(path).absolute())

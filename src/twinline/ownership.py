@@ -1,8 +1,8 @@
 """Which files Twinline writes, and which of those that stand in a folder are its own.
 
 A save replaces and removes only files that Twinline wrote. A model's ``config.json`` says which
-those are: under ``twinline`` it lists the files of its save, and the save's id, which its weights
-carry too. Files that have no such place are known by their content.
+those are: under ``twinline`` it lists the files of its save with their hashes, and the
+save's id, which its weights carry too. Files that have no such place are known by their content.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from glob import escape
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ CONFIG = "config.json"
 CARD = "teacher.json"
 README = "README.md"
 LOG = "metrics.jsonl"
-WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "similarity.safetensors")
+HEAD = "similarity.safetensors"
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", HEAD)
 """A model's weights and its score head's, which are put in place before all else."""
 VOCABULARIES = (
     "vocab.txt",
@@ -64,6 +64,8 @@ MODEL_FILES = (
     CONFIG,
 )
 """All that saving a twin encoder, a cross-encoder or a teacher can write, ``config.json`` last."""
+READ_BESIDE = ("special_tokens_map.json", "added_tokens.json")
+"""Files that are read with a tokenizer, whether or not they are of its save."""
 CROSS_ENCODER_FILES = (
     CONFIG,
     "model.safetensors",
@@ -104,7 +106,7 @@ DEMO_FILES = ("demo.json", "table.md", "convergence.png", "softmax-curve.json", 
 """What ``twinline demo`` writes beside its models."""
 
 KEY = "twinline"
-"""In ``config.json``: a save's id and files. In the header of its weights: the id."""
+"""In ``config.json``: a save's id, and the hash of each of its files. In its weights: the id."""
 README_MARK = re.compile(r"\n<!-- twinline ([0-9a-f]{32}) -->\n$")
 LOG_KEYS = {"step", "pairs", "tokens"}
 
@@ -141,21 +143,27 @@ def saved_files(folder: Path) -> set[str]:
     the files that such a model is saved with.
     """
     config, here = _json(folder / CONFIG), declared_files(folder)
-    lists = [_save_of(config)]
-    if stopped := save_id(folder / "model.safetensors"):
-        rest = (_save_of(_json(place / CONFIG)) for place in leftovers(folder))
-        lists += [save for save in rest if save.get("id") == stopped]
-    listed = {name for save in lists for name in save.get("files", ())}
-    if isinstance(config, dict) and config.get("model_type") == "twinline" and not listed:
+    saves = [_save_of(config), *stopped_saves(folder).values()]
+    if isinstance(config, dict) and config.get("model_type") == "twinline" and not any(saves):
         return {n for n in here if not matches(n, (*BY_CONTENT, *TOKENIZER_FILES))}
-    return {name for name in here if _is_saved(folder, name, listed)}
+    return {name for name in here if _is_saved(folder / name, name, saves)}
 
 
-def _is_saved(folder: Path, name: str, listed: set[str]) -> bool:
-    """Whether a file of a save is still the one that the save wrote, as far as that shows."""
-    if matches(name, WEIGHTS):  # a list outlives them where another library writes its own there
-        return save_id(folder / name) is not None
-    return name in listed and BY_CONTENT.get(name, Path.exists)(folder / name)
+def _is_saved(file: Path, name: str, saves: list[dict[str, Any]]) -> bool:
+    """Whether a file is as one of the saves wrote it."""
+    if name == CONFIG:
+        return any(saves)
+    if matches(name, WEIGHTS):
+        return save_id(file) is not None
+    hashes = [save["files"][name] for save in saves if save and name in save["files"]]
+    return bool(hashes) and _hash(file) in hashes
+
+
+def stopped_saves(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Saves whose weights are in a folder and whose ``config.json`` is not, by what they left."""
+    weights = save_id(folder / "model.safetensors")
+    rest = {place: _save_of(_json(place / CONFIG)) for place in leftovers(folder)}
+    return {place: save for place, save in rest.items() if save and save["id"] == weights}
 
 
 def written_files(folder: Path) -> set[str]:
@@ -180,12 +188,12 @@ def seal(folder: Path) -> None:
         return
     config.pop(KEY, None)
     names = files_below(folder)
-    contents = ((folder / name).read_bytes() for name in names if name != CONFIG)
-    number = fingerprint(chain([json.dumps(config, sort_keys=True), *names], contents))
+    files = {name: _hash(folder / name) for name in names if name != CONFIG}
+    number = fingerprint([json.dumps(config, sort_keys=True), json.dumps(files)])
     for name in names:
         if matches(name, WEIGHTS):
             _stamp(folder / name, number)
-    config[KEY] = {"id": number, "files": names}
+    config[KEY] = {"id": number, "files": files}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -196,11 +204,13 @@ def check_one_save(folder: Path) -> None:
 
     Raises: TwinlineError naming the file and where the rest of the save lies.
     """
-    ours = _save_of(_json(folder / CONFIG)).get("id")
+    save = _save_of(_json(folder / CONFIG))
+    ours = save.get("id")
     for name in declared_files(folder, WEIGHTS):
+        if name == HEAD and name not in save.get("files", ()):
+            continue  # it is not read
         theirs = save_id(folder / name)
-        # Another tool's config beside our score head says nothing of an interrupted save.
-        if theirs is None or theirs == ours or (ours is None and name.startswith("similarity")):
+        if theirs is None or theirs == ours:
             continue
         raise TwinlineError(
             f"{folder} holds {name} of another save than its {CONFIG}, as a save that was stopped "
@@ -273,9 +283,17 @@ BY_CONTENT: dict[str, Callable[[Path], bool]] = {
 def _save_of(config: Any) -> dict[str, Any]:
     """The id and the files of the save that wrote a ``config.json``; nothing where it has none."""
     save = config.get(KEY) if isinstance(config, dict) else None
-    if not isinstance(save, dict) or not isinstance(save.get("files"), list):
+    if not isinstance(save, dict) or not isinstance(save.get("files"), dict):
         return {}
-    return {"id": save.get("id"), "files": [CONFIG, *map(str, save["files"])]}
+    return {"id": save.get("id"), "files": save["files"]}
+
+
+def _hash(file: Path) -> str:
+    """A hash of a file's content; "" where it cannot be read."""
+    try:
+        return fingerprint([file.read_bytes()])
+    except OSError:
+        return ""
 
 
 def _json(file: Path) -> Any:

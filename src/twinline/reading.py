@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .arguments import device_of, one_of, usable_device, whole_number
+from .arguments import device_of, flag, one_of, usable_device, whole_number
 from .attention import Lent
 from .batching import (
     CACHED_TOKENS,
@@ -150,9 +150,12 @@ class Reader:
             name = declared_similarity(folder) if similarity is None else similarity
         elif folder and (similarity is None or (folder / HEAD_CONFIG).is_file()):
             name, head = load_head(folder, width)
+        self.head_is_random = False
         if head is None or similarity not in (None, name):  # another than the folder's is new
             name = similarity or name
-            head = SIMILARITIES[name](width)
+            with torch.random.fork_rng(()):
+                head = SIMILARITIES[name](width)
+            self.head_is_random = name == "dse"  # the others start at something sensible
         self.similarity_name, self.head = name, head
         self.reads_states: str | None = getattr(head, "reads_states", None)
         if self.reads_states == "blocks" and (windows or width != self.model.config.hidden_size):
@@ -361,6 +364,13 @@ class Reader:
                 f"truncate_dim must lie between 1 and {self.dimension}, not {truncate_dim}."
             )
         one_of("precision", precision, VECTORS)
+        flags = {
+            "convert_to_numpy": convert_to_numpy, "convert_to_tensor": convert_to_tensor,
+            "normalize_embeddings": normalize_embeddings,
+            "return_token_counts": return_token_counts,
+        }  # fmt: skip
+        for name, value in flags.items():
+            flag(name, value)
         if device is not None:
             self.to(device)
         ids, counts = self.prepare(texts, prompt_name, prompt, on_overflow)
@@ -422,6 +432,7 @@ class Reader:
         if not texts:
             raise TwinlineError("store reads a list of one or more texts, and this one is empty.")
         ids, _ = self.prepare(texts, prompt_name, prompt, on_overflow)
+        self.eval()
         where, which = distinct([tuple(row) for row in ids])
         kept = [ids[place] for place in where]
         parts: dict[int, Stored] = {}
@@ -487,7 +498,11 @@ class Reader:
         batch_size: int | None = None,
         show_progress_bar: bool | None = False,
     ) -> Tensor:
-        """Vectors (texts, dimension) of token ids, in their order."""
+        """Vectors (texts, dimension) of token ids, in their order.
+
+        Raises: TwinlineError if a vector holds NaN or infinity.
+        """
+        self.eval()  # a training that was stopped, or a user, may have left dropout on
         where, which = distinct([tuple(row) for row in ids])
         kept = [ids[place] for place in where]
         counts = [len(row) for row in kept]
@@ -506,6 +521,11 @@ class Reader:
             for batch in batches:
                 made[torch.tensor(batch, device=self.device)] = self.embed([kept[i] for i in batch])
                 progress.advance(len(batch))
+        if not bool(torch.isfinite(made).all()):
+            raise TwinlineError(
+                "This model's vectors hold NaN or infinity: its training broke; use an earlier "
+                "checkpoint."
+            )
         return made[torch.tensor(which, dtype=torch.long, device=self.device)]
 
     def prompt(self, name: str | None, prompt: str | None) -> str:

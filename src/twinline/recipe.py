@@ -78,8 +78,17 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     import yaml
 
+    class OneValueEach(yaml.SafeLoader):
+        """YAML itself takes the last of several values."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise TwinlineError(f"The recipe {path} gives {twice[0]} twice: remove one.")
+            return super().construct_mapping(node, deep)
+
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), OneValueEach)
     except OSError as error:
         raise TwinlineError(f"The recipe {path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -99,7 +99,7 @@ def score_vector(value: Any, name: str) -> Scores:
         ):
             raise TypeError(f"these are of type {raw.dtype}")
         scores = raw.astype(np.float64)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise TwinlineError(f"{name} must be a list of numbers: {reason}.") from error
     if scores.ndim != 1:

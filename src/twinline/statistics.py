@@ -244,7 +244,7 @@ def _numbers(values: Any) -> Vector:
 
     try:
         return np.asarray(values, np.float64)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise TwinlineError(
             f"A correlation is of two lists of numbers; one is of type {type(values).__name__}."
         ) from error

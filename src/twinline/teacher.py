@@ -22,7 +22,7 @@ from .checkpoints import load_classifier, longest_input
 from .config import TwinlineConfig
 from .encoder import Encoder
 from .errors import TwinlineError
-from .files import whole_folder
+from .files import absolute_path, whole_folder
 from .fingerprints import cross_encoder_print
 from .hashing import fingerprint
 from .layout import check_prompts
@@ -127,6 +127,7 @@ class CrossEncoderScorer:
         if self.limit is not None:
             rows, owner = self.fit(pairs, rows)
         scores = np.full(len(rows), np.nan)
+        self.model.eval()  # a training that was stopped, or a user, may have left dropout on
         with torch.inference_mode():
             for batch in budget_batches([len(ids) for ids, _ in rows], MAX_BATCH_TOKENS):
                 pad_id = self.model.config.pad_token_id or 0
@@ -263,7 +264,7 @@ class Teacher:
         self.places: list[str | None] = []
         for source, own in zip(sources, declared, strict=True):
             self.add(source, own, fallback)
-        self.cache = ScoreCache(cache) if cache else None
+        self.cache = None if cache is None else ScoreCache(cache)
 
     @property
     def fingerprint(self) -> str:
@@ -283,7 +284,8 @@ class Teacher:
         card = folder / CARD
         if declared is None and is_card(card):
             content = read_json(card)
-            self.both_orders = self.both_orders and bool(content.get("both_orders", True))
+            turned = flag(f"both_orders in {card}", content.get("both_orders", True))
+            self.both_orders = self.both_orders and turned
             for member in content["members"]:
                 self.add_folder((folder / member["path"]).resolve(), member["scale"], None)
         elif not (folder / CONFIG).is_file():
@@ -294,6 +296,8 @@ class Teacher:
     def add_folder(self, folder: Path, declared: Any, fallback: Scale | None) -> None:
         """Take in the twin or the cross-encoder in a folder."""
         scorer: Scorer
+        if not folder.is_dir():
+            raise TwinlineError(f"A teacher's card names {folder}, which is not there: correct it.")
         if read_config(folder).get("model_type") == TwinlineConfig.model_type:
             twin = Encoder(folder, device=self.device)
             scorer = TwinScorer(twin, check_scale(declared or "unit"))
@@ -321,7 +325,12 @@ class Teacher:
         key = self.fingerprint if self.cache else ""
         known = self.cache.get(key, unique) if self.cache else [None] * len(unique)
         todo = [place for place, score in enumerate(known) if score is None]
-        scores = np.array([np.nan if score is None else score for score in known])
+        scores = np.array([np.nan if score is None else score for score in known], dtype=np.float64)
+        if (bad_score := off_scale(scores, "unit", COSINE)) is not None:
+            raise TwinlineError(
+                f"The score cache holds {scores[bad_score]:g} for {unique.label(bad_score, None)}, "
+                "which is no score on the unit scale: remove the file, or name another."
+            )
         with Progress("teacher", total=len(todo), show=show_progress) as progress:
             for start in range(0, len(todo), CHUNK):
                 places = todo[start : start + CHUNK]
@@ -362,6 +371,7 @@ class Teacher:
         Raises: TwinlineError as ``predict``.
         """
         top_k = whole_number("top_k", top_k, 1, optional=True)
+        flag("return_documents", return_documents)
         asked, texts = one_text("query", query), text_list(documents, "documents")
 
         def label(place: int, side: int | None) -> str:
@@ -379,7 +389,7 @@ class Teacher:
         Raises: TwinlineError if a scorer was given as an object and so has no place, or the
             folder has a ``teacher.json`` that Twinline did not write and ``overwrite`` is false.
         """
-        target = Path(path).expanduser().resolve()
+        target = absolute_path(path)
         members = []
         for place, scorer in zip(self.places, self.scorers, strict=True):
             if place is None:

@@ -90,14 +90,30 @@ def _lowers_case(folder: Path) -> bool:
     return isinstance(declared, dict) and bool(declared.get("do_lower_case"))
 
 
+def lowers_case(tokenizer: Any) -> bool:
+    """Whether a tokenizer lowers the case in a step of its own, before its normalisation.
+
+    Such a step is lost where transformers builds the normaliser anew from its class: the files of a
+    saved model ask for it (``do_lower_case``).
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend is not None and any(s.get("type") == "Lowercase" for s in _steps(backend))
+
+
 def _lower_case(backend: Any) -> None:
     """Put lower-casing before a tokenizer's own normalisation, as sentence-transformers does."""
     from tokenizers import normalizers
 
     before = backend.normalizer
-    state = json.loads(before.__getstate__()) if before is not None else {}
-    steps = state.get("normalizers", [state])
-    if any(step.get("type") == "Lowercase" or step.get("lowercase") for step in steps):
+    if any(step.get("type") == "Lowercase" or step.get("lowercase") for step in _steps(backend)):
         return
     lower = normalizers.Lowercase()
     backend.normalizer = normalizers.Sequence([lower] if before is None else [lower, before])
+
+
+def _steps(backend: Any) -> list[dict[str, Any]]:
+    if backend.normalizer is None:
+        return []
+    state = json.loads(backend.normalizer.__getstate__())
+    steps: list[dict[str, Any]] = state.get("normalizers", [state])
+    return steps

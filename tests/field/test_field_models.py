@@ -353,6 +353,30 @@ def test_field_15_case_is_lowered_where_the_files_say_so(
     for one in (encoder, Encoder(tmp_path / "again"), Encoder(convert(folder, "softmax"))):
         assert (one.encode(capitals) == one.encode(TEXTS)).all()
         assert one.encode(TEXTS) == pytest.approx(Encoder(tiny_bert).encode(TEXTS), abs=1e-5)
+    from transformers import BertTokenizer  # which builds its normaliser anew when it is loaded
+
+    vocabulary = json.loads((tiny_bert / "tokenizer.json").read_text())["model"]["vocab"]
+    BertTokenizer(vocab=vocabulary, do_lower_case=False).save_pretrained(folder)
+    cased = Encoder(folder)
+    cased.save(tmp_path / "cased")
+    assert (cased.encode(capitals) == cased.encode(TEXTS)).all()
+    assert (Encoder(tmp_path / "cased").encode(capitals) == cased.encode(TEXTS)).all()
+
+
+def test_field_15_a_transformer_in_a_folder_of_its_own_is_refused(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    folder = copy(tiny_bert, tmp_path / "m")
+    stock(folder)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(TwinlineError, match="keeps its transformer in 0_Transformer"):
+        Encoder(folder)
+    for broken in ([{"x": 1}], 5, {"a": 1}):
+        (folder / "modules.json").write_text(json.dumps(broken))
+        with pytest.raises(TwinlineError, match="lists no modules"):
+            Encoder(folder)
 
 
 def test_field_15_the_declared_similarity_is_used(tiny_bert: Path, tmp_path: Path) -> None:
@@ -381,9 +405,10 @@ FAMILIES = {
     "Electra": {"embedding_size": 16},
     "Data2VecText": {},
     "RobertaPreLayerNorm": {},
+    "IBert": {},
     "DistilBert": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16},
 }
-BEHIND_PAD = ("Roberta", "XLMRoberta", "Camembert", "Data2VecText", "RobertaPreLayerNorm")
+BEHIND_PAD = ("IBert", "Roberta", "XLMRoberta", "Camembert", "Data2VecText", "RobertaPreLayerNorm")
 """Their first position stands behind the padding token's; MPNet's always at 2."""
 
 
@@ -396,6 +421,16 @@ def family(name: str, folder: Path, tokenizer: Any, **options: int) -> Path:
     getattr(transformers, f"{name}ForSequenceClassification")(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def test_field_14_a_broken_models_sentence_is_all_that_is_said(
+    student: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy(student, tmp_path / "m")
+    rewrite(folder, lambda t: t.update({"embeddings.norm.weight": torch.ones(3)}))
+    with pytest.raises(TwinlineError, match=r"in another shape|embeddings\.norm\.weight"):
+        Encoder(folder)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("name", FAMILIES)

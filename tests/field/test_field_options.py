@@ -16,8 +16,11 @@ from twinline import (
     TransferOptions,
     TwinlineError,
     convert,
+    distill,
+    teach,
     transfer,
 )
+from twinline.cli import main
 from twinline.data import Pairs, load_texts, stretches
 from twinline.data.long import Builder, long_pairs
 from twinline.inspection import inspection
@@ -25,11 +28,6 @@ from twinline.options import FindOptions, LengthOptions, LoopOptions, ModelOptio
 from twinline.recipes import DistillRecipe, RetrievalRecipe
 
 TEXTS = ["a man plays", "dogs run"]
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_bert: Path) -> Encoder:
-    return Encoder(convert(tiny_bert, attention="linear"))
 
 
 def refused(call: Callable[[], Any], told: str) -> None:
@@ -198,3 +196,61 @@ def test_field_22_long_pairs_and_inspection(tiny_bert: Path) -> None:
     refused(lambda: inspection(TEXTS, tokenizer, ["64"]), "limits must be a whole number")
     made = long_pairs(pairs, "repeat", np.int64(32), tokenizer, rows=np.array([1]))
     assert [len(ids) for ids in tokenizer(made.pairs.sentence1)["input_ids"]] == [32]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("train: {seed: 1.5}", "train.seed must be a whole number"),
+        ('train: {keep_best: "yes"}', "train.keep_best must be true or false"),
+        ("model: {block_size: 2.5}", "model.block_size must be a whole number"),
+        ("data: builtin\nalpha: 1\ndata: stsb", "gives data twice"),
+    ],
+)
+def test_field_22_a_recipe_files_values_are_not_rounded(
+    tmp_path: Path, recipe: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    with pytest.raises(SystemExit) as stopped:
+        main(["distill", str(tmp_path / "m"), "--recipe", str(tmp_path / "recipe.yaml")])
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [["distill", "--train.seed", "1.5"], ["distill", "--train.pairs=2.9"],
+     ["convert", "--block-size", "1e2"], ["long-pairs", "--length", "64.5"],
+     ["inspect", "--limits", "8", "9.5"]],
+)  # fmt: skip
+def test_field_22_the_command_lines_values_are_not_rounded(
+    tmp_path: Path, tokens: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([tokens[0], str(tmp_path / "m"), *tokens[1:]])
+    assert stopped.value.code == 2
+    assert "must be a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", ["normalize_embeddings", "return_token_counts", "convert_to_tensor"]
+)
+@pytest.mark.parametrize("value", ["False", 1, np.array([True, False])])
+def test_field_22_a_flag_is_true_or_false(encoder: Encoder, option: str, value: Any) -> None:
+    with pytest.raises(TwinlineError, match=f"{option} must be True or False"):
+        encoder.encode(["a man"], **{option: value})
+
+
+def test_field_22_what_is_trained_is_what_it_should_be(encoder: Encoder, tiny_bert: Path) -> None:
+    pairs = Pairs(["a man"], ["rain"], np.array([1.0]), (0, 1), "mine", "all")
+    for wrong in (
+        lambda: distill("folder", pairs),
+        lambda: distill(encoder.model, pairs),
+        lambda: distill(encoder, "pairs.csv"),
+        lambda: distill(encoder, pairs, options={"epochs": 1}),
+        lambda: distill(encoder, pairs, validation="x"),
+        lambda: distill(encoder, pairs, twin="x"),
+        lambda: teach(tiny_bert, 5, "out"),
+    ):
+        with pytest.raises(TwinlineError, match="must be"):
+            wrong()

@@ -242,3 +242,28 @@ except Exception as error:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("TwinlineError This process has an Accelerator with mixed prec")
+
+
+def test_field_24_a_training_that_is_stopped_leaves_no_dropout_behind(
+    tiny_bert: Path, tiny_pairs: Path
+) -> None:
+    """An interrupt, or a loss that is not finite: encoding is the same every time."""
+    encoder = Encoder(tiny_bert)
+    pairs = load_pairs(tiny_pairs, scale=(0, 1))
+    options = DistillOptions(alpha=0, epochs=2.0, learning_rate=1e30)
+    with pytest.raises(TwinlineError, match="The loss became"):
+        distill(encoder, pairs, options=options, show_progress=False)
+    assert not any(module.training for module in encoder.model.modules())
+    encoder = Encoder(tiny_bert)
+    for module in (encoder.model, encoder.head):
+        module.train()
+    vectors = [encoder.encode(["a man plays the guitar"]) for _ in range(2)]
+    assert (vectors[0] == vectors[1]).all()
+
+
+def test_field_24_a_new_head_draws_nothing_and_says_that_it_is_random(tiny_bert: Path) -> None:
+    before = torch.random.get_rng_state()
+    encoder = Encoder(tiny_bert, similarity="dse")
+    assert (torch.random.get_rng_state() == before).all()
+    with pytest.warns(UserWarning, match="its weights are random"):
+        encoder.score(["a man"], ["rain"])

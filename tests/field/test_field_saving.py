@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -215,6 +215,84 @@ def test_field_02_a_runs_log_and_a_teachers_card_stay_where_a_model_is_saved_aga
     assert contents(tmp_path / "m") == before
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("special_tokens_map.json", '{"cls_token": "rain"}'), ("added_tokens.json", '{"rain": 9}')],
+)
+def test_field_01_a_file_that_would_be_read_beside_ours_is_refused(
+    student: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / name).write_text(content)
+    with pytest.raises(TwinlineError, match=re.escape(name)):
+        Encoder(student).save(tmp_path / "m")
+    assert contents(tmp_path / "m") == {name: content.encode()}
+    Encoder(student).save(tmp_path / "m", overwrite=True)
+    assert (Encoder(tmp_path / "m").encode(TEXTS) == Encoder(student).encode(TEXTS)).all()
+
+
+def test_field_01_what_is_not_read_does_no_harm(
+    student: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    Encoder(tiny_bert, similarity="dse").save(tmp_path / "dse")
+    (tmp_path / "m" / "9_Pooling").mkdir(parents=True)
+    (tmp_path / "m" / "9_Pooling" / "config.json").write_text("broken")
+    shutil.copy(tmp_path / "dse" / "similarity.safetensors", tmp_path / "m")
+    for similarity in (None, "dse", None):
+        Encoder(student, similarity=similarity).save(tmp_path / "m")
+        assert (Encoder(tmp_path / "m").encode(TEXTS) == Encoder(student).encode(TEXTS)).all()
+    (tmp_path / "m" / "similarity.safetensors").write_text("somebody else's")
+    assert (Encoder(tmp_path / "m").encode(TEXTS) == Encoder(student).encode(TEXTS)).all()
+
+
+def test_field_01_a_tokenizer_that_the_user_put_there_is_not_ours(
+    student: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(student, tmp_path / "m")
+    encoder = Encoder(tmp_path / "m")
+    theirs = json.loads((tmp_path / "m" / "tokenizer.json").read_text())
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(theirs))
+    before = contents(tmp_path / "m")
+    with pytest.raises(TwinlineError, match="that Twinline did not write"):
+        encoder.save(tmp_path / "m")
+    assert contents(tmp_path / "m") == before
+
+
+def test_field_01_a_broken_model_is_not_saved_over_a_good_one(
+    student: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(student, tmp_path / "m")
+    encoder = Encoder(student)
+    with torch.no_grad():
+        encoder.model.embeddings.norm.weight.fill_(float("nan"))
+    with pytest.raises(TwinlineError, match="NaN or infinity"):
+        encoder.save(tmp_path / "m")
+    with pytest.raises(TwinlineError, match="NaN or infinity"):
+        encoder.encode(TEXTS)
+    assert (Encoder(tmp_path / "m").encode(TEXTS) == Encoder(student).encode(TEXTS)).all()
+
+
+@pytest.mark.parametrize("path", [None, 5, b"x", "a\0b", "~nobody-of-this-name/x", "", ()])
+def test_field_22_what_is_no_path_is_refused_by_every_writer(student: Path, path: Any) -> None:
+    writers = [
+        lambda: Encoder(student).save(path),
+        lambda: Teacher(student).save(path),
+    ]
+    if path is not None:
+        writers.append(lambda: Teacher(student, cache=path))
+    for write in writers:
+        with pytest.raises(TwinlineError, match="path"):
+            write()
+
+
+def test_field_22_overwrite_is_true_or_false(student: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("mine")
+    for save in (Encoder(student).save, Teacher(student).save):
+        with pytest.raises(TwinlineError, match="overwrite must be True or False"):
+            save(tmp_path, overwrite="no")
+    assert contents(tmp_path) == {"config.json": b"mine"}
+
+
 def test_several_threads_save_one_folder(student: Path, tmp_path: Path) -> None:
     """Each whole: the folder is the one's or the other's, and nothing is left beside it."""
     encoders = [Encoder(student) for _ in range(4)]
@@ -328,7 +406,8 @@ def test_field_02_a_kill_while_saving_is_told_when_the_model_is_loaded(
             words = str(error)
             said = "another save" in words or "no config.json" in words
             outcomes.append(2 if said and (f"{target.parent}/.m." in words or not outcomes) else 3)
-            new.save(target)  # which mends it
+            new.save(target)  # which mends it, and leaves nothing of the stopped one
+            assert os.listdir(target.parent) == ["m"]
             assert (Encoder(target).encode(TEXTS) == vectors[1]).all()
     assert outcomes[0] == (2 if before == "no model" else 0)
     assert 2 in outcomes[1:]

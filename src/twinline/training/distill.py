@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_value, instance
 from ..attention import Lent
 from ..batching import ShuffledBatches, distinct, pad
 from ..data import Pairs
@@ -85,8 +86,15 @@ def distill(
         folder: checkpoints and ``metrics.jsonl``; a run found there goes on.
     Raises: TwinlineError if options and data contradict each other.
     """
-    options = options or DistillOptions()
+    instance("student", student, Encoder)
+    instance("pairs", pairs, Pairs)
+    for name, value, kind in (
+        ("extra", extra, Pairs), ("twin", twin, Encoder), ("validation", validation, Pairs)
+    ):  # fmt: skip
+        instance(name, value, kind, optional=True)
+    options = check_value("options", options or DistillOptions(), DistillOptions)
     check(options, student, pairs, teacher_scores, extra, twin)
+    student.head_is_random = False
     texts1, texts2 = list(pairs.sentence1), list(pairs.sentence2)
     zeros = np.zeros(len(pairs))
     labels = zeros if pairs.score is None else pairs.unit_score

@@ -72,8 +72,15 @@ def scorer_of(
     """
     folder = find_scorer(path)
     if is_card(folder / CARD) or scale or is_cross_encoder(folder):
-        if similarity:
-            raise TwinlineError(f"{path} is a teacher, which has no similarity: leave it out.")
+        for option, value, default in (
+            ("similarity", similarity, None), ("dtype", dtype, "float32")
+        ):  # fmt: skip
+            if value != default:
+                raise TwinlineError(
+                    f"{option} is for a twin encoder, and {path} is a teacher: leave it out."
+                )
+        if scale and not (is_card(folder / CARD) or is_cross_encoder(folder)):
+            raise TwinlineError(f"teacher_scale is for a cross-encoder, which {path} is not.")
         return Teacher(folder, scale=scale)  # which says if its scale must be declared
     return Encoder(folder, dtype=dtype, similarity=similarity)
 

@@ -88,6 +88,7 @@ def train_retrieval(
     Raises: TwinlineError if options and data contradict each other.
     """
     options = options or RetrievalOptions()
+    student.head_is_random = False
     if student.dtype != "float32":
         raise TwinlineError(f"A student in {student.dtype} cannot be trained: load it in float32.")
     if options.listwise and teacher_scores is None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_value, instance
 from ..batching import ShuffledBatches
 from ..checkpoints import load_classifier, longest_input
 from ..data import Pairs
@@ -59,7 +60,9 @@ def teach(
         overwrite: replace files in ``output`` that Twinline did not write.
     Raises: TwinlineError if the base or the output cannot be used.
     """
-    options = options or TeachOptions()
+    instance("pairs", pairs, Pairs)
+    instance("validation", validation, Pairs, optional=True)
+    options = check_value("options", options or TeachOptions(), TeachOptions)
     output_folder(output, "output", overwrite, CROSS_ENCODER_FILES)
     start = find_model(base)
     with fork_generators(options.seed):  # draws the new head
