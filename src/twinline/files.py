@@ -359,7 +359,8 @@ def _remove_leftovers(target: Path) -> None:
     """Remove what saves into ``target`` left that were killed: nobody holds its lock any more."""
     for place in leftovers(target):
         with suppress(OSError), _locked(place, wait=False) as abandoned:
-            if abandoned and any(place.iterdir()):  # an empty one may be about to be locked
+            # An empty one may be about to be locked; not an old one, which needs the target's.
+            if abandoned and (".old-" in place.name or any(place.iterdir())):
                 shutil.rmtree(place, ignore_errors=True)
 
 
