@@ -106,9 +106,10 @@ def _is_new(connection: sqlite3.Connection) -> bool:
 def _is_ours(connection: sqlite3.Connection) -> bool:
     """Whether a database holds our table, and nothing else."""
     (mark,) = connection.execute("PRAGMA application_id").fetchone()
-    objects = connection.execute("SELECT name FROM sqlite_master WHERE type != 'index'").fetchall()
+    tables = connection.execute("SELECT name FROM sqlite_master WHERE type != 'index'").fetchall()
+    objects = [name for (name,) in tables if not name.startswith("sqlite_")]  # SQLite's own
     columns = [(c[1], c[2]) for c in connection.execute("PRAGMA table_info(scores)").fetchall()]
-    return mark in (0, APPLICATION) and objects == [("scores",)] and columns == COLUMNS
+    return mark in (0, APPLICATION) and objects == ["scores"] and columns == COLUMNS
 
 
 def _reason(error: sqlite3.Error) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import TwinlineError
 from .ownership import check_one_save
-from .sources import read_json, read_object
+from .sources import is_cross_encoder, read_json, read_object
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,10 @@ def load_classifier(folder: Path, new_head: bool = False) -> Any:
     body = re.compile(rf"^{re.escape(model.base_model_prefix)}\.(?!pooler\.)")
     absent = [*info["missing_keys"], *(str(name) for name, *_ in info["mismatched_keys"])]
     absent = [name for name in absent if not new_head or body.match(name)]
+    if absent and not new_head and not is_cross_encoder(folder):
+        raise TwinlineError(
+            f"{folder} is no cross-encoder: give one, or a twin encoder as an Encoder object."
+        )
     check_tensors(absent, info["unexpected_keys"], folder, heads=True)
     if model.config.num_labels != 1:
         raise TwinlineError(

@@ -5,23 +5,28 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 from uuid import uuid4
 
 from .arguments import flag
 from .errors import TwinlineError
 from .ownership import (
+    CARD,
     CONFIG,
     LOG,
+    MODEL_FILES,
     READ_BESIDE,
     README,
     TWIN_FILES,
     WEIGHTS,
     WORK_FILES,
     files_below,
+    is_card,
+    is_card_of_itself,
     is_our_readme,
     leftovers,
     matches,
@@ -41,6 +46,15 @@ _REASONS = {
     errno.EISDIR: "a folder stands where a file is needed; choose another path",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
 }
+
+
+PATIENCE = 60.0
+"""Seconds that a save waits for another one into the same folder."""
+READ_AGAIN = 20
+"""How often a folder is read anew while saves into it go on."""
+FRESH = 60.0
+"""Seconds in which an empty folder may still be about to be filled."""
+Result = TypeVar("Result")
 
 
 def writable_folder(path: str | Path, option: str) -> Path:
@@ -77,6 +91,9 @@ def output_folder(
     """
     folder = writable_folder(path, option)
     _refuse_foreign(folder, names, flag("overwrite", overwrite))
+    with _locked(folder) as free:
+        if free is False:
+            raise _busy(folder)
     return folder
 
 
@@ -286,17 +303,27 @@ def _move_in(partial: Path, target: Path, overwrite: bool) -> None:
         except OSError:
             if not target.exists():  # else another process has made it in the meantime
                 raise
-    with _locked(target):  # one writer at a time
+    with _locked(target, wait=PATIENCE) as free:  # one writer at a time
+        if free is False:
+            raise _busy(target)
         names = files_below(partial)
         if CONFIG not in names:  # a card alone, beside whatever is there
             _refuse_foreign(target, names, overwrite)
             _exchange(partial, target, names, set())
             return
         _refuse_foreign(target, [*names, *READ_BESIDE], overwrite)
+        stale = saved_files(target) - {*names}
+        card = CARD not in (*names, *stale) and is_card(target / CARD)
+        if card and not is_card_of_itself(target / CARD):
+            if not overwrite:
+                raise TwinlineError(
+                    f"{target} holds a {CARD}, which would stand for this model where a teacher "
+                    "is asked for: name another folder, or give overwrite=True to remove it."
+                )
+            stale.add(CARD)
         first = [name for name in names if matches(name, WEIGHTS)]
         between = [name for name in names if name not in (*first, CONFIG)]
-        beside = {name for name in READ_BESIDE if os.path.lexists(target / name)}
-        stale = (saved_files(target) | beside) - {*names}
+        stale |= {n for n in READ_BESIDE if os.path.lexists(target / n)} - {*names}
         _exchange(partial, target, [*first, *between, *sorted(stale), CONFIG], stale)
         _remove_leftovers(target)
 
@@ -333,34 +360,98 @@ def _exchange(partial: Path, target: Path, order: list[str], stale: set[str]) ->
 
 
 @contextmanager
-def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+def _locked(folder: Path, wait: float = 0.0) -> Iterator[bool | None]:
     """Hold a folder's lock inside the block, against threads and processes; whether that is so.
 
-    Where there are no locks (Windows, some network file systems) the block runs without.
+    Args:
+        wait: seconds to wait for whoever holds it now.
+    Yields: None where there are no locks (Windows, some network file systems).
     """
     try:
         import fcntl
-    except ImportError:
-        yield False
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield None
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    held: bool | None = False
+    until = time.monotonic() + wait
     try:
-        held = True
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            held = False
+        while not held:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    break
+                time.sleep(0.02)
+            except OSError:
+                held = None
+                break
         yield held
     finally:
+        if held:  # a process that was forked meanwhile would keep it
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
+
+
+def _busy(folder: Path) -> TwinlineError:
+    return TwinlineError(
+        f"{folder} is locked by another process, which may be saving into it: wait for that one, "
+        "or name another folder."
+    )
+
+
+def is_being_saved(folder: Path) -> bool:
+    """Whether another thread or process is saving into a folder right now."""
+    for place in leftovers(folder):
+        with _locked(place) as free:
+            if free is False:
+                return True
+    return False
+
+
+def read_whole(folder: Path, read: Callable[[], Result]) -> Result:
+    """What ``read`` makes of a folder's files, all of one save.
+
+    Where a save goes on meanwhile, they are read again.
+    """
+    for _ in range(READ_AGAIN):
+        before, saving = _state(folder), is_being_saved(folder)
+        try:
+            found = read()
+        except TwinlineError:
+            if not saving and _state(folder) == before:
+                raise
+        else:
+            if _state(folder) == before:
+                return found
+        time.sleep(0.1)
+    return read()
+
+
+def _state(folder: Path) -> list[tuple[int, int] | None]:
+    """Which files stand in a folder: every save puts others there."""
+    names = (CONFIG, "model.safetensors", "tokenizer.json", "similarity.json")
+    found: list[tuple[int, int] | None] = []
+    for name in names:
+        try:
+            facts = (folder / name).stat()
+            found.append((facts.st_ino, facts.st_mtime_ns))
+        except OSError:
+            found.append(None)
+    return found
 
 
 def _remove_leftovers(target: Path) -> None:
     """Remove what saves into ``target`` left that were killed: nobody holds its lock any more."""
     for place in leftovers(target):
-        with suppress(OSError), _locked(place, wait=False) as abandoned:
-            # An empty one may be about to be locked; not an old one, which needs the target's.
-            if abandoned and (".old-" in place.name or any(place.iterdir())):
+        with suppress(OSError), _locked(place) as free:
+            files = files_below(place)
+            ours = all(matches(n.removesuffix(".stamped"), MODEL_FILES) for n in files)
+            # An empty one may be about to be locked by the save that made it.
+            fresh = not files and time.time() - place.stat().st_mtime < FRESH
+            if free and ours and not (fresh and ".partial-" in place.name):
                 shutil.rmtree(place, ignore_errors=True)
 
 

@@ -107,6 +107,8 @@ DEMO_FILES = ("demo.json", "table.md", "convergence.png", "softmax-curve.json", 
 
 KEY = "twinline"
 """In ``config.json``: a save's id, and the hash of each of its files. In its weights: the id."""
+LEFTOVER = re.compile("(partial|old)-[0-9a-f]{12}")
+"""What stands behind a folder's name in those that saves into it are made in."""
 README_MARK = re.compile(r"\n<!-- twinline ([0-9a-f]{32}) -->\n$")
 LOG_KEYS = {"step", "pairs", "tokens"}
 
@@ -151,8 +153,6 @@ def saved_files(folder: Path) -> set[str]:
 
 def _is_saved(file: Path, name: str, saves: list[dict[str, Any]]) -> bool:
     """Whether a file is as one of the saves wrote it."""
-    if name == CONFIG:
-        return any(saves)
     if matches(name, WEIGHTS):
         return save_id(file) is not None
     hashes = [save["files"][name] for save in saves if save and name in save["files"]]
@@ -174,8 +174,8 @@ def written_files(folder: Path) -> set[str]:
 def leftovers(folder: Path) -> list[Path]:
     """What saves that were stopped half-way left beside a folder."""
     place = folder.resolve()
-    patterns = [f".{escape(place.name)}.{what}-*" for what in ("partial", "old")]
-    return sorted(found for at in (place.parent, place) for p in patterns for found in at.glob(p))
+    found = [p for at in (place.parent, place) for p in at.glob(f".{escape(place.name)}.*-*")]
+    return sorted(p for p in found if LEFTOVER.fullmatch(p.name.removeprefix(f".{place.name}.")))
 
 
 def seal(folder: Path) -> None:
@@ -186,10 +186,9 @@ def seal(folder: Path) -> None:
     config = _json(folder / CONFIG)
     if not isinstance(config, dict):
         return
-    config.pop(KEY, None)
     names = files_below(folder)
-    files = {name: _hash(folder / name) for name in names if name != CONFIG}
-    number = fingerprint([json.dumps(config, sort_keys=True), json.dumps(files)])
+    files = {name: _hash(folder / name) for name in names}
+    number = fingerprint([json.dumps(files, sort_keys=True)])
     for name in names:
         if matches(name, WEIGHTS):
             _stamp(folder / name, number)
@@ -212,6 +211,8 @@ def check_one_save(folder: Path) -> None:
         theirs = save_id(folder / name)
         if theirs is None or theirs == ours:
             continue
+        if ours is None and not stopped_saves(folder):
+            continue  # another program has written the config.json
         raise TwinlineError(
             f"{folder} holds {name} of another save than its {CONFIG}, as a save that was stopped "
             f"half-way leaves it{whereabouts(folder)}: save the model again."
@@ -240,6 +241,12 @@ def is_card(file: Path) -> bool:
     card = _json(file)
     members = card.get("members") if isinstance(card, dict) else None
     return isinstance(members, list) and bool(members) and all(map(is_member, members))
+
+
+def is_card_of_itself(file: Path) -> bool:
+    """Whether a teacher's card says no more than that the model beside it is the teacher."""
+    card = _json(file)
+    return is_card(file) and card["members"] == [{"path": ".", "scale": "unit"}]
 
 
 def is_member(line: Any) -> bool:
@@ -289,7 +296,10 @@ def _save_of(config: Any) -> dict[str, Any]:
 
 
 def _hash(file: Path) -> str:
-    """A hash of a file's content; "" where it cannot be read."""
+    """A hash of a file's content, of a ``config.json`` without its seal; "" if unreadable."""
+    if file.name == CONFIG and isinstance(config := _json(file), dict):
+        config.pop(KEY, None)
+        return fingerprint([json.dumps(config, sort_keys=True)])
     try:
         return fingerprint([file.read_bytes()])
     except OSError:

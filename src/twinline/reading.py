@@ -28,6 +28,7 @@ from .capacity import check_characters, check_memory
 from .config import TwinlineConfig
 from .conversion import convert, load_model
 from .errors import TwinlineError
+from .files import read_whole
 from .layout import (
     HEAD_CONFIG,
     Prompts,
@@ -122,41 +123,12 @@ class Reader:
             raise TwinlineError(
                 f"model must be a folder, a name or a TwinlineModel, not {type(model).__name__}."
             )
-        folder: Path | None = None
         if isinstance(model, TwinlineModel):
-            self.model = model
-            nn.Module.to(model, torch.float32)
-            if tokenizer is None:
-                if not model.name_or_path:
-                    raise TwinlineError("This model came from no folder: give its tokenizer too.")
-                folder = find_model(model.name_or_path or "")
+            self._load(model, tokenizer, similarity)
         else:
             folder = find_model(model)
-            if read_config(folder).get("model_type") == TwinlineConfig.model_type:
-                self.model = load_model(folder)
-            else:
-                self.model = convert(folder, attention="softmax")
-        if tokenizer is None:
-            self.tokenizer = load_tokenizer(folder or "")
-        else:
-            self.tokenizer = tokenizer
-            check_tokenizer(tokenizer, self.model.config.to_dict())
-        width = self.model.config.projection_dim
-        prompts = load_prompts(folder) if folder else Prompts()
-        self.prompts: dict[str, str] = prompts.texts
-        self.default_prompt_name, self.prompts_are_pooled = prompts.default, prompts.pooled
-        name, head = "cosine", None
-        if folder and isinstance(model, TwinlineModel):
-            name = declared_similarity(folder) if similarity is None else similarity
-        elif folder and (similarity is None or (folder / HEAD_CONFIG).is_file()):
-            name, head = load_head(folder, width)
-        self.head_is_random = False
-        if head is None or similarity not in (None, name):  # another than the folder's is new
-            name = similarity or name
-            with torch.random.fork_rng(()):
-                head = SIMILARITIES[name](width)
-            self.head_is_random = name == "dse"  # the others start at something sensible
-        self.similarity_name, self.head = name, head
+            read_whole(folder, lambda: self._load(folder, tokenizer, similarity))
+        name, head, width = self.similarity_name, self.head, self.model.config.projection_dim
         self.reads_states: str | None = getattr(head, "reads_states", None)
         if self.reads_states == "blocks" and (windows or width != self.model.config.hidden_size):
             raise TwinlineError(
@@ -173,6 +145,39 @@ class Reader:
         self.hold(target, calibration)
         self.to(target)
         self.eval()
+
+    def _load(self, source: Path | TwinlineModel, tokenizer: Any, similarity: str | None) -> None:
+        """Take in the model, and its tokenizer, prompts and score head as its folder has them."""
+        folder: Path | None = None
+        if isinstance(source, TwinlineModel):
+            self.model = source
+            nn.Module.to(source, torch.float32)
+            if tokenizer is None:
+                if not source.name_or_path:
+                    raise TwinlineError("This model came from no folder: give its tokenizer too.")
+                folder = find_model(source.name_or_path or "")
+        else:
+            folder = source
+            ours = read_config(folder).get("model_type") == TwinlineConfig.model_type
+            self.model = load_model(folder) if ours else convert(folder, attention="softmax")
+        self.tokenizer = load_tokenizer(folder or "") if tokenizer is None else tokenizer
+        check_tokenizer(self.tokenizer, self.model.config.to_dict())
+        width = self.model.config.projection_dim
+        prompts = load_prompts(folder) if folder else Prompts()
+        self.prompts: dict[str, str] = prompts.texts
+        self.default_prompt_name, self.prompts_are_pooled = prompts.default, prompts.pooled
+        name, head = "cosine", None
+        if folder and isinstance(source, TwinlineModel):
+            name = declared_similarity(folder) if similarity is None else similarity
+        elif folder and (similarity is None or (folder / HEAD_CONFIG).is_file()):
+            name, head = load_head(folder, width)
+        self.head_is_random = False
+        if head is None or similarity not in (None, name):  # another than the folder's is new
+            name = similarity or name
+            with torch.random.fork_rng(()):
+                head = SIMILARITIES[name](width)
+            self.head_is_random = name == "dse"  # the others start at something sensible
+        self.similarity_name, self.head = name, head
 
     def hold(self, device: torch.device, calibration: TextList | None) -> None:
         """Bring the model into ``self.dtype``, for encoding on ``device``."""

@@ -78,22 +78,29 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     import yaml
 
-    class OneValueEach(yaml.SafeLoader):
-        """YAML itself takes the last of several values."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            names = [key.value for key, _ in node.value]
-            if twice := [name for name in names if names.count(name) > 1]:
-                raise TwinlineError(f"The recipe {path} gives {twice[0]} twice: remove one.")
-            return super().construct_mapping(node, deep)
-
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), OneValueEach)
+        text = Path(path).read_text(encoding="utf-8")
+        twice = repeated_key(yaml.compose(text, yaml.SafeLoader), set())
+        values = yaml.safe_load(text)
     except OSError as error:
         raise TwinlineError(f"The recipe {path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = str(error).splitlines()[0]
         raise TwinlineError(f"The recipe {path} is not valid YAML: {line}.") from error
+    if twice:  # YAML itself takes the last value
+        raise TwinlineError(f"The recipe {path} gives {twice} twice: remove one.")
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise TwinlineError(f"The recipe {path} holds no options (name: value lines).")
     return values
+
+
+def repeated_key(node: Any, seen: set[int]) -> str | None:
+    """A key that a mapping below a YAML node has twice, if any does."""
+    if node is None or id(node) in seen or isinstance(node.value, str):
+        return None
+    seen.add(id(node))
+    pairs = [item for item in node.value if isinstance(item, tuple)]
+    names = [str(key.value) for key, _ in pairs]
+    inside = [value for _, value in pairs] or node.value
+    again = (name for name in names if names.count(name) > 1 and name != "<<")
+    return next(again, None) or next(filter(None, (repeated_key(n, seen) for n in inside)), None)

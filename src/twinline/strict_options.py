@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from .arguments import complaint, hints_of
 from .errors import TwinlineError
 
-FRACTION = re.compile(r"[+-]?(\d+\.\d*[1-9]\d*|\.\d+|\d*\.?\d+e.*|nan|inf)", re.IGNORECASE)
+FRACTION = re.compile(r"[+-]?(\d+\.\d*[1-9]\d*|\.\d+|\d*\.?\d+e[+-]?\d+|nan|inf)", re.IGNORECASE)
 """What is written as a number and is no whole one."""
 
 
@@ -52,6 +52,8 @@ def check_tokens(tokens: Sequence[str], types: dict[str, Any]) -> None:
         kinds = {hint, *get_args(hint)}
         if int in kinds and float not in kinds and FRACTION.fullmatch(value):
             raise TwinlineError(f"--{name} must be a whole number, not {value}.")
+        if value and get_origin(hint) is not tuple:  # what follows belongs to no option
+            name = ""
 
 
 def check_values(values: dict[str, Any], types: dict[str, Any], where: str, of: str = "") -> None:

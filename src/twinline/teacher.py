@@ -22,7 +22,7 @@ from .checkpoints import load_classifier, longest_input
 from .config import TwinlineConfig
 from .encoder import Encoder
 from .errors import TwinlineError
-from .files import absolute_path, whole_folder
+from .files import absolute_path, read_whole, whole_folder
 from .fingerprints import cross_encoder_print
 from .hashing import fingerprint
 from .layout import check_prompts
@@ -308,7 +308,10 @@ class Teacher:
             )
         else:
             scale = check_scale(declared or fallback)
-            scorer = CrossEncoderScorer.load(folder, scale, self.device, self.on_overflow)
+            scorer = read_whole(
+                folder,
+                lambda: CrossEncoderScorer.load(folder, scale, self.device, self.on_overflow),
+            )
         self.scorers.append(scorer)
         self.places.append(str(folder))
 

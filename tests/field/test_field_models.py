@@ -180,7 +180,7 @@ def test_field_14_a_cross_encoder_without_its_classifier_is_refused(
 
 
 def test_field_14_an_encoder_is_no_cross_encoder(tiny_bert: Path) -> None:
-    with pytest.raises(TwinlineError, match="lacks 2 of the model's tensors"):
+    with pytest.raises(TwinlineError, match="is no cross-encoder"):
         Teacher(tiny_bert, scale="logit")
 
 
@@ -243,6 +243,38 @@ def test_field_14_weights_of_another_save_are_refused(student: Path, tmp_path: P
     for load in (Encoder, convert):
         with pytest.raises(TwinlineError, match="another save"):
             load(folder)
+
+
+def test_field_14_what_is_read_is_of_one_save(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process saves between two files of ours."""
+    from twinline import reading
+
+    one, other = Encoder(tiny_bert), Encoder(tiny_bert, similarity="dse")
+    with torch.no_grad():
+        other.model.embeddings.word.weight.mul_(2)
+    one.save(tmp_path / "m")
+    load, calls = reading.load_model, []
+
+    def late(folder: Path) -> Any:
+        model = load(folder)
+        calls.append(folder)
+        if len(calls) == 1:
+            other.save(folder)
+        return model
+
+    monkeypatch.setattr(reading, "load_model", late)
+    found = Encoder(tmp_path / "m")
+    assert len(calls) == 2
+    assert found.similarity_name == "dse"
+    assert (found.encode(TEXTS) == other.encode(TEXTS)).all()
+
+
+def test_a_config_that_another_program_wrote_anew_loads(student: Path, tmp_path: Path) -> None:
+    folder = copy(student, tmp_path / "m")
+    edit(folder / "config.json", twinline=None)
+    assert (Encoder(folder).encode(TEXTS) == Encoder(student).encode(TEXTS)).all()
 
 
 def test_weights_without_an_id_load(student: Path, tmp_path: Path) -> None:

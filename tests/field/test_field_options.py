@@ -254,3 +254,23 @@ def test_field_22_what_is_trained_is_what_it_should_be(encoder: Encoder, tiny_be
     ):
         with pytest.raises(TwinlineError, match="must be"):
             wrong()
+
+
+def test_what_is_no_option_is_no_number(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("2e.txt").write_text("a man\n")
+    main(["encode", "--max-tokens", "16", str(tiny_bert), "2e.txt", "v.npy"])
+    assert np.load("v.npy").shape == (1, 16)
+    main(["inspect", "2e.txt", "--model", str(tiny_bert), "--limits", "8", "--limits", "16"])
+
+
+def test_a_recipe_may_build_on_itself(tmp_path: Path) -> None:
+    """YAML's merge keys override on purpose; they are no key given twice."""
+    from twinline.recipe import read_yaml
+
+    (tmp_path / "r.yaml").write_text(
+        "a: {x: &d {<<: &c {k: 1, j: 2}, k: 3}}\nb: {<<: *d}\nc: [1, {k: 1}]\n"
+    )
+    assert read_yaml(tmp_path / "r.yaml")["b"] == {"k": 3, "j": 2}

@@ -293,6 +293,57 @@ def test_field_22_overwrite_is_true_or_false(student: Path, tmp_path: Path) -> N
     assert contents(tmp_path) == {"config.json": b"mine"}
 
 
+def test_field_01_a_users_hidden_folder_is_no_leftover(student: Path, tmp_path: Path) -> None:
+    Encoder(student).save(tmp_path / "thesis")
+    for name in (".thesis.old-drafts", ".thesis.partial-0123456789ab", "thesis/.thesis.old-drafts"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "chapter.txt").write_text(THESIS)
+    before = contents(tmp_path)
+    Encoder(student).save(tmp_path / "thesis")
+    assert contents(tmp_path) == before
+
+
+def test_field_01_a_card_of_other_scorers_does_not_stand_for_a_model(
+    student: Path, cross_encoder: Path, tmp_path: Path
+) -> None:
+    Teacher(cross_encoder, scale="logit").save(tmp_path / "m")
+    before = contents(tmp_path / "m")
+    with pytest.raises(TwinlineError, match="would stand for this model"):
+        Encoder(student).save(tmp_path / "m")
+    assert contents(tmp_path / "m") == before
+    Encoder(student).save(tmp_path / "m", overwrite=True)
+    assert "teacher.json" not in contents(tmp_path / "m")
+
+
+def test_field_01_a_config_that_the_user_changed_is_not_ours(student: Path, tmp_path: Path) -> None:
+    shutil.copytree(student, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "my_notes": "kept"}))
+    encoder = Encoder(tmp_path / "m")
+    before = contents(tmp_path / "m")
+    with pytest.raises(TwinlineError, match=r"config\.json that Twinline did not write"):
+        encoder.save(tmp_path / "m")
+    assert contents(tmp_path / "m") == before
+
+
+def test_a_folder_that_another_process_holds_is_not_waited_for_for_ever(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    from twinline import files
+
+    (tmp_path / "m").mkdir()
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    descriptor = os.open(tmp_path / "m", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(TwinlineError, match="locked by another process"):
+        Encoder(student).save(tmp_path / "m")
+    with pytest.raises(TwinlineError, match="locked by another process"):
+        files.output_folder(tmp_path / "m", "output")
+    os.close(descriptor)
+    Encoder(student).save(tmp_path / "m")
+
+
 def test_several_threads_save_one_folder(student: Path, tmp_path: Path) -> None:
     """Each whole: the folder is the one's or the other's, and nothing is left beside it."""
     encoders = [Encoder(student) for _ in range(4)]
