@@ -122,10 +122,13 @@ def test_int8_needs_vnni(tiny_bert: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_weights_that_are_no_numbers_are_refused(tiny_bert: Any, tmp_path: Any) -> None:
-    encoder = Encoder(tiny_bert)
-    with torch.no_grad():
-        encoder.model.layers[1].up.weight[3, 4] = float("nan")
-    encoder.save(tmp_path / "broken")
+    from safetensors.torch import load_file, save_file
+
+    Encoder(tiny_bert).save(tmp_path / "broken")
+    weights = tmp_path / "broken" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["layers.1.up.weight"][3, 4] = float("nan")
+    save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(TwinlineError, match=r"holds NaN or infinity in layers\.1\.up\.weight"):
         Encoder(tmp_path / "broken")
 
