@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from twinline import files
+from twinline import files, folders
 from twinline.errors import MissingExtra, TwinlineError, require
-from twinline.files import whole_file, whole_folder, writable_folder, write_whole
+from twinline.files import whole_file, writable_folder, write_whole
+from twinline.folders import whole_folder
 from twinline.hashing import fingerprint
 
 
@@ -113,10 +114,10 @@ def test_a_config_of_others_is_not_ours(tmp_path: Path, config: str) -> None:
     with pytest.raises(TwinlineError, match=r"config\.json that Twinline did not write.*overwrite"):
         save(tmp_path, "modules.json")
     with pytest.raises(TwinlineError, match="did not write"):
-        files.output_folder(tmp_path, "output")
+        folders.output_folder(tmp_path, "output")
     assert names(tmp_path) == ["config.json", "thesis"]
     assert (tmp_path / "config.json").read_text() == config
-    assert files.output_folder(tmp_path, "output", overwrite=True) == tmp_path
+    assert folders.output_folder(tmp_path, "output", overwrite=True) == tmp_path
     save(tmp_path, overwrite=True)
     assert model_type(tmp_path) == "twinline"
     assert names(tmp_path) == ["config.json", "thesis"]
@@ -190,7 +191,7 @@ def test_whole_folder_puts_the_old_one_back_if_a_move_fails(
             raise OSError(errno.ENOSPC, "No space left on device")
         replace(source, destination)
 
-    monkeypatch.setattr(files.os, "replace", failing)
+    monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(TwinlineError, match="no space is left"):
         save(target, "modules.json", "similarity.json")
     assert {name: (target / name).read_bytes() for name in files.files_below(target)} == before

@@ -54,7 +54,8 @@ def convert(
     output
         Folder of the new model; its checkpoints lie beside it under OUTPUT.work until it is done.
     """
-    from .files import output_folder, remove_work, work_folder
+    from .files import remove_work, work_folder
+    from .folders import output_folder
     from .training import converted
 
     folder = output_folder(output, "output", overwrite)
@@ -79,7 +80,8 @@ def teach(
     output
         Folder of the cross-encoder; a stopped run goes on from OUTPUT.work.
     """
-    from .files import output_folder, remove_work, work_folder
+    from .files import remove_work, work_folder
+    from .folders import output_folder
     from .ownership import CROSS_ENCODER_FILES, LOG
     from .training import teach as run_teach
     from .training import training_pairs
@@ -111,7 +113,8 @@ def distill(
     output
         Folder of the student; a stopped run goes on from OUTPUT.work.
     """
-    from .files import output_folder, remove_work, work_folder
+    from .files import remove_work, work_folder
+    from .folders import output_folder
     from .training import student
 
     folder = output_folder(output, "output", overwrite)
@@ -137,7 +140,8 @@ def retrieval(
     output
         Folder of the student; a stopped run goes on from OUTPUT.work.
     """
-    from .files import output_folder, remove_work, work_folder
+    from .files import remove_work, work_folder
+    from .folders import output_folder
     from .training.retrieval import searcher
 
     folder = output_folder(output, "output", overwrite)

@@ -13,7 +13,7 @@ from torch import nn
 
 from .checkpoints import stock_modules
 from .errors import TwinlineError
-from .files import whole_folder
+from .folders import whole_folder
 from .model import TwinlineModel
 from .model_card import encoder_card
 from .ownership import README, marked_card
@@ -106,7 +106,7 @@ def save_folder(
     prompts: Prompts,
     overwrite: bool = False,
 ) -> None:
-    """Write the whole folder, or nothing under its name: see ``files.whole_folder``.
+    """Write the whole folder, or nothing under its name: see ``folders.whole_folder``.
 
     Raises: TwinlineError if the folder cannot be written, or holds a file with one of these names
         that Twinline did not write and ``overwrite`` is false.

@@ -28,7 +28,7 @@ from .capacity import check_characters, check_memory
 from .config import TwinlineConfig
 from .conversion import convert, load_model
 from .errors import TwinlineError
-from .files import read_whole
+from .folders import read_whole
 from .layout import (
     HEAD_CONFIG,
     Prompts,

@@ -22,8 +22,9 @@ from .checkpoints import load_classifier, longest_input
 from .config import TwinlineConfig
 from .encoder import Encoder
 from .errors import TwinlineError
-from .files import absolute_path, read_whole, whole_folder
+from .files import absolute_path
 from .fingerprints import cross_encoder_print
+from .folders import read_whole, whole_folder
 from .hashing import fingerprint
 from .layout import check_prompts
 from .ownership import CARD, CONFIG, is_card

@@ -330,16 +330,16 @@ def test_a_folder_that_another_process_holds_is_not_waited_for_for_ever(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fcntl = pytest.importorskip("fcntl")
-    from twinline import files
+    from twinline import folders
 
     (tmp_path / "m").mkdir()
-    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    monkeypatch.setattr(folders, "PATIENCE", 0.1)
     descriptor = os.open(tmp_path / "m", os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     with pytest.raises(TwinlineError, match="locked by another process"):
         Encoder(student).save(tmp_path / "m")
     with pytest.raises(TwinlineError, match="locked by another process"):
-        files.output_folder(tmp_path / "m", "output")
+        folders.output_folder(tmp_path / "m", "output")
     os.close(descriptor)
     Encoder(student).save(tmp_path / "m")
 

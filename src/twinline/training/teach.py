@@ -14,8 +14,8 @@ from ..batching import ShuffledBatches
 from ..checkpoints import load_classifier, longest_input
 from ..data import Pairs
 from ..errors import TwinlineError
-from ..files import output_folder, whole_folder
 from ..fingerprints import tokenizer_print
+from ..folders import output_folder, whole_folder
 from ..hashing import fingerprint
 from ..loop import Batch, Run, deciding, train
 from ..model_card import cross_encoder_card
