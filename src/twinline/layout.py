@@ -68,6 +68,8 @@ def stock_files(
             "prompts": prompts.texts,
             "default_prompt_name": prompts.default,
             "similarity_fn_name": "dot" if similarity == "dot" else "cosine",
+            # Poolings that sentence-transformers does not know have no file that says so.
+            **({} if prompts.pooled else {"include_prompt": False}),
         }
     }
     if stock:
@@ -113,8 +115,8 @@ def save_folder(
     """
     from safetensors.torch import save_file
 
-    for module in (model, head):
-        for name, tensor in module.state_dict().items():
+    for part in (model, head):
+        for name, tensor in part.state_dict().items():
             if not bool(torch.isfinite(tensor).all()):
                 raise TwinlineError(
                     f"The model holds NaN or infinity in {name} and was not saved: train it again "
@@ -209,7 +211,9 @@ def load_prompts(folder: Path) -> Prompts:
             "truncate_dim to encode."
         )
     pooling = folder / stock_modules(folder).get("Pooling", "") / "config.json"
-    pooled = pooling.parent == folder or read_object(pooling).get("include_prompt", True)
+    pooled = declared.get("include_prompt", True) and (
+        pooling.parent == folder or read_object(pooling).get("include_prompt", True)
+    )
     return Prompts({str(name): str(text) for name, text in texts.items()}, default, bool(pooled))
 
 

@@ -89,9 +89,6 @@ class Reading:
         return Stored(self.vectors, *sentence_states(*of))
 
 
-Vectors = np.ndarray[Any, Any] | Tensor | list[Tensor]
-
-
 class Reader:
     """The half of ``Encoder`` that reads texts: a model and its tokenizer, and the head it loads.
 

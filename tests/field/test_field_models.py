@@ -362,7 +362,8 @@ def test_field_15_prompts_that_are_not_pooled_are_refused(tiny_bert: Path, tmp_p
     encoder = Encoder(folder)
     assert encoder.encode(TEXTS) == pytest.approx(Encoder(tiny_bert).encode(TEXTS), abs=1e-5)
     encoder.save(tmp_path / "again")
-    for one in (encoder, Encoder(tmp_path / "again")):
+    Encoder(convert(folder, "linear", pooling="latent")).save(tmp_path / "latent")
+    for one in (encoder, Encoder(tmp_path / "again"), Encoder(tmp_path / "latent")):
         with pytest.raises(TwinlineError, match="include_prompt is false"):
             one.encode_query(TEXTS)
         with pytest.raises(TwinlineError, match="include_prompt is false"):
